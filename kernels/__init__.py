@@ -1,0 +1,1 @@
+"""Triton kernels and the launch plan (imported as `tkfnet_engine.kernels`)."""

@@ -1,0 +1,1 @@
+"""The ways to run a folded TKFNet. `registry` names them; each other file is one of them."""

@@ -1,0 +1,112 @@
+"""Which backends exist, what each needs, and opening one. Nothing optional is imported before it is used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import BackendError, UsageError
+
+GRAPH = "graph.onnx"
+WEIGHTS = "weights/"
+
+
+class Runner(Protocol):
+    """An opened backend. `run` may be called from many threads at once."""
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, S, S, 3] RGB, C-contiguous, N >= 1 -> float32 logits [N, classes], a new array."""
+
+    def close(self) -> None:
+        """Frees what the backend holds; a second call does nothing."""
+
+
+class Artefacts(Protocol):
+    """What a backend opens: an engine file's tensors (`bundle.Bundle`), or the same before they are written."""
+
+    def pop(self, name: str) -> bytes: ...
+    def names(self) -> list[str]: ...
+    def array(self, name: str) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """module: the file here. requires: importable names. install: what brings them. artefact: the tensor (or
+    prefix of tensors) it runs from. standalone: needs no PyTorch, so `auto` may choose it for an engine file."""
+
+    name: str
+    module: str
+    requires: tuple[str, ...]
+    install: str
+    artefact: str
+    devices: tuple[str, ...]
+    precisions: tuple[str, ...]
+    standalone: bool
+
+
+BACKENDS: dict[str, BackendInfo] = {
+    info.name: info
+    for info in (
+        BackendInfo(
+            "onnxruntime", "ort", ("onnxruntime",), "pip install onnxruntime", GRAPH,
+            ("cpu",), ("float32", "float16"), True,
+        ),
+        BackendInfo(
+            "openvino", "openvino", ("openvino",), "pip install 'tkfnet-engine[openvino]'", GRAPH,
+            ("cpu",), ("float32", "float16"), True,
+        ),
+        BackendInfo(
+            "eager", "eager", ("torch",), "pip install 'tkfnet-engine[build]'", WEIGHTS,
+            ("cpu", "cuda"), ("float32", "float16"), False,
+        ),
+        BackendInfo(
+            "compiled", "compiled", ("torch",), "pip install 'tkfnet-engine[build]'", WEIGHTS,
+            ("cpu", "cuda"), ("float32", "float16"), False,
+        ),
+    )
+}
+
+
+def backend_info(name: str) -> BackendInfo:
+    if name not in BACKENDS:
+        raise UsageError(f"backend: got {name!r}, expected one of {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def why_unavailable(name: str) -> str | None:
+    """None if the backend's libraries are installed here, else what is missing and how to get it."""
+    info = backend_info(name)
+    missing = [r for r in info.requires if importlib.util.find_spec(r) is None]
+    return f"it needs {', '.join(missing)}, which is not installed; {info.install}" if missing else None
+
+
+def usable_cores() -> int:
+    """Processors this process may run on (a container's share, not the machine's)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_backend(name: str, facts: Mapping[str, Any], artefacts: Artefacts, device: str, threads: int | None) -> Runner:
+    """Opens `name` on what `artefacts` holds. device: "cpu" or "cuda". threads: for the CPU, default all cores.
+
+    `BackendError` if it is not installed, lacks its tensors, cannot run on `device`, or refuses the graph.
+    """
+    info = backend_info(name)
+    if reason := why_unavailable(name):
+        raise BackendError(f"backend {name}: {reason}")
+    if device not in info.devices:
+        raise BackendError(f"backend {name}: got device {device!r}, expected one of {', '.join(info.devices)}")
+    if not any(n.startswith(info.artefact) for n in artefacts.names()):
+        raise BackendError(
+            f"backend {name}: this engine was built for {facts['backend']} and lacks {info.artefact!r}; build one "
+            f"with `python -m tkfnet_engine.build --backend {name}`"
+        )
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UsageError(f"threads: got {threads}, expected 1 to 1024")
+    module = importlib.import_module(f".{info.module}", __package__)
+    return module.open_runner(facts, artefacts, device, threads or usable_cores())

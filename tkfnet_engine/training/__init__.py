@@ -1,0 +1,1 @@
+"""Training the reference: the recipe, the loop, the record of what came out."""

@@ -1,0 +1,218 @@
+"""The training loop: one process or many (`torchrun`), resumable after a kill at any moment.
+
+Every random draw comes from (seed, epoch, step, process), never from what ran before, so a resumed run takes
+the same steps as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..bundle import write_atomically
+from ..console import say
+from ..data.cache import load_all
+from ..data.transforms import augment
+from ..errors import CheckpointError, UsageError
+from ..metrics import Scores, confusion_matrix
+from ..model.net import TKFNet, normalise
+from ..spec import Preprocessing
+from .recipe import Recipe
+
+SAVE_EVERY_S = 120.0
+EVALUATION_BATCH = 64
+
+
+@dataclass
+class State:
+    """Where training stands; all of it is in the state file."""
+
+    epoch: int
+    step: int
+    history: list[dict[str, Any]]
+    best_accuracy: float
+    best: dict[str, Tensor] | None
+
+
+class Trainer:
+    """Trains `model` on `train` by `recipe`; `validation` chooses the epoch, among those of the last size.
+
+    train, validation: face sets (`data.open_data`). state_path: where progress is kept. identity: facts that
+    a state file must share with this run to be continued (data, recipe, seed ..).
+    """
+
+    def __init__(
+        self,
+        model: TKFNet,
+        recipe: Recipe,
+        train: Any,
+        validation: Any,
+        seed: int,
+        state_path: str,
+        identity: dict[str, Any],
+        accelerator: Accelerator,
+    ):
+        self.accelerator, self.recipe, self.seed = accelerator, recipe, seed
+        self.train_faces, self.validation_faces = train, validation
+        self.state_path, self.identity = state_path, identity
+        self.per_process = recipe.batch // accelerator.num_processes
+        if self.per_process < 2:
+            raise UsageError(
+                f"batch {recipe.batch} over {accelerator.num_processes} processes: expected at least 2 per process"
+            )
+        # A last batch that is not full would give batch norm other statistics: it is left out.
+        self.steps_per_epoch = len(train) // (self.per_process * accelerator.num_processes)
+        if self.steps_per_epoch == 0:
+            raise UsageError(
+                f"{train.name}: got {len(train)} training images, expected at least one batch of {recipe.batch}; "
+                "lower --batch"
+            )
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+        )
+        self.raw = model
+        self.model, self.optimizer = accelerator.prepare(model.to(memory_format=torch.channels_last), optimizer)
+        self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
+        self.state = State(0, 0, [], -1.0, None)
+        self._images: dict[tuple[str, int], np.ndarray] = {}
+
+    def run(self) -> State:
+        """Trains to the end and leaves the chosen epoch's parameters in the model."""
+        last_size = self.recipe.stages[-1][0]
+        while self.state.epoch < self.recipe.epochs:
+            size = self.recipe.size_of(self.state.epoch)
+            started = time.monotonic()
+            loss = self._epoch(size)
+            scores = self.evaluate(self._cached(self.validation_faces, size), self.validation_faces.labels)
+            self.state.history.append(
+                {"epoch": self.state.epoch, "size": size, "loss": round(loss, 4), "validation_accuracy": scores.accuracy}
+            )
+            if size == last_size and scores.accuracy > self.state.best_accuracy:
+                self.state.best_accuracy = scores.accuracy
+                self.state.best = {k: v.detach().cpu().clone() for k, v in self.raw.state_dict().items()}
+            self.state.epoch, self.state.step = self.state.epoch + 1, 0
+            self._save()
+            self._say(
+                f"epoch {self.state.epoch}/{self.recipe.epochs} at {size}x{size}: loss {loss:.3f}, "
+                f"validation {scores}, {time.monotonic() - started:.0f} s"
+            )
+        assert self.state.best is not None
+        self.raw.load_state_dict(self.state.best)
+        return self.state
+
+    def _epoch(self, size: int) -> float:
+        """The rest of the current epoch; returns the mean loss of the steps taken here."""
+        images, labels = self._cached(self.train_faces, size), torch.from_numpy(self.train_faces.labels)
+        recipe, total = self.recipe, self.recipe.epochs * self.steps_per_epoch
+        self.model.train()
+        losses, saved = [], time.monotonic()
+        shown = started = time.monotonic()
+        for step, batch in self._batches(self.state.epoch, self.state.step):
+            position = self.state.epoch * self.steps_per_epoch + step
+            for group in self.optimizer.param_groups:
+                group["lr"] = recipe.learning_rate(position, total)
+            draw = [self.seed, self.state.epoch, step, self.accelerator.process_index]
+            generator = torch.Generator().manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
+            pixels = torch.from_numpy(images[batch]).permute(0, 3, 1, 2).float().to(self.accelerator.device)
+            pixels = augment(pixels, recipe.augmentation, generator)
+            x = normalise(pixels.permute(0, 2, 3, 1)).contiguous(memory_format=torch.channels_last)
+            with self.accelerator.autocast():
+                loss = self.loss(self.model(x).float(), labels[batch].to(self.accelerator.device))
+            self.optimizer.zero_grad()
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            losses.append(loss.detach())
+            self.state.step = step + 1
+            now = time.monotonic()
+            if now - shown > 10:
+                shown = now
+                rate = len(losses) * self.per_process * self.accelerator.num_processes / (now - started)
+                self._say(
+                    f"epoch {self.state.epoch + 1}/{recipe.epochs}, step {step + 1}/{self.steps_per_epoch}: "
+                    f"loss {torch.stack(losses[-50:]).mean():.3f}, {rate:.0f} images/s"
+                )
+            if now - saved > SAVE_EVERY_S:
+                self._save()
+                saved = now
+        return float(torch.stack(losses).mean()) if losses else float("nan")
+
+    def _batches(self, epoch: int, start: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(step, indices of this process's share) from `start` on."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.train_faces))
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        for step in range(start, self.steps_per_epoch):
+            whole = order[step * self.per_process * world : (step + 1) * self.per_process * world]
+            yield step, np.sort(whole[rank::world])
+
+    @torch.no_grad()
+    def evaluate(self, images: np.ndarray, labels: np.ndarray) -> Scores:
+        """Scores of the current parameters; images: uint8 [N, S, S, 3]. The processes share the work."""
+        self.raw.eval()
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = np.arange(len(images))[rank::world]
+        matrix = np.zeros((self.raw.config.classes,) * 2, np.int64)
+        for start in range(0, len(mine), EVALUATION_BATCH):
+            batch = mine[start : start + EVALUATION_BATCH]
+            pixels = torch.from_numpy(images[batch]).to(self.accelerator.device)
+            predicted = self.raw(normalise(pixels)).argmax(1).cpu().numpy()
+            matrix += confusion_matrix(labels[batch], predicted, len(matrix))
+        whole = self.accelerator.reduce(torch.from_numpy(matrix).to(self.accelerator.device), "sum")
+        return Scores.from_confusion(whole.cpu().numpy())
+
+    def _cached(self, faces: Any, size: int) -> np.ndarray:
+        key = (faces.name, size)
+        if key not in self._images:
+            # Only one size is in use at a time.
+            self._images = {k: v for k, v in self._images.items() if k[1] == size}
+            self._images[key] = load_all(faces, size)
+        return self._images[key]
+
+    def _say(self, message: str) -> None:
+        if self.accelerator.is_main_process:
+            say(message)
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        buffer = io.BytesIO()
+        state = {
+            "identity": self.identity,
+            "model": self.raw.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": vars(self.state),
+        }
+        torch.save(state, buffer)
+        write_atomically(self.state_path, buffer.getbuffer())
+
+    def resume(self) -> bool:
+        """Continues from the state file if there is one; `UsageError` if it belongs to another run."""
+        if not os.path.exists(self.state_path):
+            return False
+        try:
+            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            identity = state["identity"]
+        except Exception as error:  # torch.load raises a dozen kinds for a damaged file
+            raise CheckpointError(
+                f"{self.state_path}: the kept training state cannot be read ({type(error).__name__}); "
+                "delete it to start afresh"
+            ) from error
+        if identity != self.identity:
+            changed = sorted(k for k in self.identity if identity.get(k) != self.identity[k])
+            raise UsageError(
+                f"{self.state_path}: holds an interrupted training with another {', '.join(changed)}; give the same "
+                "arguments to continue it, or --restart (or another --out) to start afresh"
+            )
+        self.raw.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.state = State(**state["progress"])
+        self._say(f"continuing {self.state_path} at epoch {self.state.epoch + 1}, step {self.state.step}")
+        return True

@@ -1,0 +1,89 @@
+"""How to train: the published recipe and two for rendered faces, as data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ..data.transforms import MILD, PAPER, Augmentation
+from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """stages: (image size, epochs) in order; small sizes first learn fast, the last size is the engine's.
+
+    schedule "poly": lr falls from `lr` to `final_lr` with `power`. "one-cycle": rises over the first tenth of
+    the steps, then falls along a cosine. smoothing: of the labels. SGD with momentum 0.9 throughout.
+    """
+
+    stages: tuple[tuple[int, int], ...]
+    batch: int
+    lr: float
+    final_lr: float
+    schedule: str = "one-cycle"
+    power: float = 0.5
+    weight_decay: float = 5e-4
+    smoothing: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for size, epochs in self.stages:
+            if not (32 <= size <= 480 and epochs >= 1):
+                raise UsageError(f"stage: got {size}x{epochs}, expected SIZExEPOCHS with size 32 to 480, epochs >= 1")
+        if not self.stages:
+            raise UsageError("stages: got none, expected at least one SIZExEPOCHS such as 224x60")
+        if not (2 <= self.batch <= 65536 and self.lr > 0):
+            raise UsageError(f"got batch {self.batch}, lr {self.lr}; expected batch >= 2 and lr > 0")
+
+    @property
+    def epochs(self) -> int:
+        return sum(epochs for _, epochs in self.stages)
+
+    def size_of(self, epoch: int) -> int:
+        """The image size of `epoch` (from 0)."""
+        for size, epochs in self.stages:
+            if epoch < epochs:
+                return size
+            epoch -= epochs
+        return self.stages[-1][0]
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """At `step` (from 0) of `steps`."""
+        done = step / max(steps, 1)
+        if self.schedule == "poly":
+            return (self.lr - self.final_lr) * (1 - done) ** self.power + self.final_lr
+        warm = 0.1
+        if done < warm:
+            return self.lr * (0.05 + 0.95 * done / warm)
+        fall = (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
+        return self.final_lr + (self.lr - self.final_lr) * fall
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = asdict(self)
+        facts["stages"] = [list(stage) for stage in self.stages]
+        facts["augmentation"]["erase_area"] = list(self.augmentation.erase_area)
+        return facts
+
+    def with_stages(self, text: str) -> Recipe:
+        """`text` as "80x10,112x6,224x1"."""
+        try:
+            stages = tuple((int(a), int(b)) for a, b in (part.split("x") for part in text.split(",")))
+        except ValueError:
+            raise UsageError(f"stages: got {text!r}, expected SIZExEPOCHS[,SIZExEPOCHS..] such as 112x8,224x2") from None
+        return replace(self, stages=stages)
+
+
+PRESETS: dict[str, Recipe] = {
+    # RAF-DB as published: 60 epochs at 224, SGD, polynomial decay of power 0.5 from 0.1 towards 0.01.
+    "paper": Recipe(
+        stages=((224, 60),), batch=128, lr=0.1, final_lr=0.01, schedule="poly", weight_decay=0.0, augmentation=PAPER
+    ),
+    # About a minute on two cores with --width 0.25 and a few thousand rendered faces: shows that it learns.
+    "quick": Recipe(stages=((64, 4), (112, 1)), batch=64, lr=0.05, final_lr=1e-4, augmentation=MILD),
+    # The shipped reference: progressive sizes, ending at the engine's.
+    "reference": Recipe(
+        stages=((80, 10), (112, 6), (224, 1)), batch=64, lr=0.06, final_lr=1e-4, smoothing=0.05, augmentation=MILD
+    ),
+}
