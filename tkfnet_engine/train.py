@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .console import Parser, run_command, say
+from .data import GRAMMAR, open_data
 from .errors import UsageError
 
-DATA_HELP = "synthetic[:n=..,seed=..] | rafdb:DIR | kdef:DIR[,angles=..] | folder:DIR"
 
 
 def parser() -> Parser:
     p = Parser(prog="python -m tkfnet_engine.train", description=__doc__.split("\n")[0])
-    p.add_argument("--data", required=True, help=DATA_HELP)
+    p.add_argument("--data", required=True, help=GRAMMAR)
     p.add_argument("--out", required=True, help="the checkpoint to write (.safetensors)")
     p.add_argument("--preset", choices=("quick", "paper", "reference"), default="paper")
     p.add_argument("--stages", help="image sizes and epochs, such as 112x8,224x2 (default: the preset's)")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"training needs {error.name}, which is not installed; install it with pip install 'tkfnet-engine[train]'"
         ) from None
 
-    from .data import open_data
+    from .data.cache import load_all
     from .model.checkpoint import load_backbone_file, load_checkpoint, save_checkpoint
     from .model.net import TKFNet
     from .spec import LABELS, TKFNetConfig
@@ -108,10 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     state = trainer.run()
 
-    size = recipe.stages[-1][0]
-    from .data.cache import load_all
-
-    scores = trainer.evaluate(load_all(test, size), test.labels)
+    scores = trainer.evaluate(load_all(test, recipe.stages[-1][0]), test.labels)
     if accelerator.is_main_process:
         training = {
             "command": "python -m tkfnet_engine.train " + shlex.join(argv if argv is not None else sys.argv[1:]),

@@ -13,21 +13,21 @@ class Difficulty:
     """
 
     # Overall strength of the expression: low + (high - low) * Beta(a, b).
-    intensity: tuple[float, float] = (0.30, 1.0)
+    intensity: tuple[float, float] = (0.26, 1.0)
     intensity_beta: tuple[float, float] = (2.2, 1.7)
     # Relative standard deviation of each action unit around its prototype value.
     unit_jitter: float = 0.22
     # Left/right difference of an action unit, relative.
     asymmetry: float = 0.12
     # Scale of the half-normal activity every action unit has in every photograph.
-    leakage: float = 0.06
+    leakage: float = 0.065
     # Probability and strength of a weak second expression mixed in.
-    blend_probability: float = 0.14
+    blend_probability: float = 0.16
     blend_strength: tuple[float, float] = (0.2, 0.7)
     # Probability that something covers part of the face.
-    occlusion_probability: float = 0.08
+    occlusion_probability: float = 0.09
     # Probability of a poor camera, which draws from the second range of each pair below.
-    poor_camera_probability: float = 0.12
+    poor_camera_probability: float = 0.13
     noise: tuple[tuple[float, float], tuple[float, float]] = ((0.004, 0.018), (0.02, 0.06))
     # Blur radius as a fraction of the image side.
     blur: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.004), (0.005, 0.014))

@@ -198,7 +198,7 @@ def draw_photo(seed: int, identity: int, take: int, d: Difficulty) -> Photo:
         roll=float(np.clip(nrm(0, d.roll * .4), -d.roll, d.roll)),
         yaw=float(np.clip(nrm(0, d.yaw * .5), -d.yaw, d.yaw)),
         pitch=float(np.clip(nrm(0, d.pitch * .5), -d.pitch, d.pitch)),
-        scale=float(uni(.84, .98)), shift=(float(nrm(0, .03)), float(nrm(.03, .03))),
+        scale=float(uni(1.16, 1.34)), shift=(float(nrm(0, .03)), float(nrm(-.03, .03))),
         light=tuple(float(x) for x in light), key=float(uni(.55, 1.0)),
         ambient=float(uni(.28, .55)),
         warmth=(1 + temperature, 1.0, 1 - temperature),

@@ -17,6 +17,16 @@ CHUNK = 32
 WORTH_WORKERS = 256
 
 
+def resize_all(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [N, S, S, 3] -> uint8 [N, size, size, 3], by the project's one resize."""
+    if images.shape[1] == size:
+        return images
+    out = np.empty((len(images), size, size, 3), np.uint8)
+    for index, image in enumerate(images):
+        out[index] = resize_crop(image, size)
+    return out
+
+
 def _load(faces, indices: range, size: int) -> np.ndarray:
     return np.stack([resize_crop(faces.image(i), size) for i in indices])
 

@@ -29,7 +29,8 @@ class Augmentation:
 
 
 PAPER = Augmentation(rotate=20.0, shift=32 / 224, erase=0.5)
-MILD = Augmentation(rotate=8.0, shift=0.05, scale=0.06, light=0.15, erase=0.25, erase_area=(0.02, 0.12))
+# Rendered faces come with pose, light and occlusion of their own.
+MILD = Augmentation(rotate=4.0, shift=0.04, scale=0.05, light=0.1)
 
 
 def augment(images: Tensor, recipe: Augmentation, generator: torch.Generator) -> Tensor:

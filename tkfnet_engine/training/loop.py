@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..bundle import write_atomically
 from ..console import say
-from ..data.cache import load_all
+from ..data.cache import load_all, resize_all
 from ..data.transforms import augment
 from ..errors import CheckpointError, UsageError
 from ..metrics import Scores, confusion_matrix
@@ -76,14 +76,13 @@ class Trainer:
                 f"{train.name}: got {len(train)} training images, expected at least one batch of {recipe.batch}; "
                 "lower --batch"
             )
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
-        )
+        optimizer = recipe.optimizer_of(model)
         self.raw = model
         self.model, self.optimizer = accelerator.prepare(model.to(memory_format=torch.channels_last), optimizer)
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
         self.state = State(0, 0, [], -1.0, None)
-        self._images: dict[tuple[str, int], np.ndarray] = {}
+        self._decoded: dict[str, np.ndarray] = {}
+        self._resized: dict[str, Any] = {}
 
     def run(self) -> State:
         """Trains to the end and leaves the chosen epoch's parameters in the model."""
@@ -169,12 +168,14 @@ class Trainer:
         return Scores.from_confusion(whole.cpu().numpy())
 
     def _cached(self, faces: Any, size: int) -> np.ndarray:
-        key = (faces.name, size)
-        if key not in self._images:
-            # Only one size is in use at a time.
-            self._images = {k: v for k, v in self._images.items() if k[1] == size}
-            self._images[key] = load_all(faces, size)
-        return self._images[key]
+        """The images of `faces` at `size`; decoded once at the largest size of the recipe, then shrunk."""
+        if faces.name not in self._decoded:
+            self._decoded[faces.name] = load_all(faces, max(s for s, _ in self.recipe.stages))
+        if self._resized.get("size") != size:
+            self._resized = {"size": size}
+        if faces.name not in self._resized:
+            self._resized[faces.name] = resize_all(self._decoded[faces.name], size)
+        return self._resized[faces.name]
 
     def _say(self, message: str) -> None:
         if self.accelerator.is_main_process:
