@@ -29,7 +29,7 @@ class OpenVinoRunner:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:
-            self._model = core.compile_model(graph, "CPU", settings)
+            self._model = core.compile_model(core.read_model(graph), "CPU", settings)
         except RuntimeError as error:
             raise BackendError(f"openvino {openvino.__version__} refuses the engine's graph: {error}") from error
         self._requests: queue.LifoQueue = queue.LifoQueue()

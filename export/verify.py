@@ -1,0 +1,83 @@
+"""Is a built engine the network it was built from? Its answers against the float32 reference, on faces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..backends.registry import Runner
+from ..compare import Comparison, compare
+from ..console import progress
+from ..data import open_data
+from ..data.cache import resize_all
+from ..errors import UsageError, VerificationError
+from ..model.net import TKFNet, normalise
+from ..spec import Preprocessing
+
+MIN_IMAGES = 256
+# Rendered faces of people that no training set of ours draws from (another seed).
+DEFAULT_DATA = "synthetic:n=1400,seed=977"
+BATCH = 32
+
+# Signal over error, in decibels, that a precision must keep on the logits.
+REQUIRED_SQNR_DB = {"float32": 60.0, "float16": 40.0}
+
+
+@dataclass(frozen=True)
+class VerificationSet:
+    """Images (uint8 [N, S, S, 3]), where they come from, and the float32 reference's logits [N, classes]."""
+
+    images: np.ndarray
+    data: str
+    fingerprint: str
+    reference: np.ndarray
+
+
+def verification_set(model: TKFNet, preprocessing: Preprocessing, data: str | None = None) -> VerificationSet:
+    """The first `MIN_IMAGES` (or more, evenly drawn) test images of `data`, answered by the unfolded float32 model."""
+    faces = open_data(data or DEFAULT_DATA, "test")
+    if len(faces) < MIN_IMAGES:
+        raise UsageError(
+            f"verification data {faces.name}: got {len(faces)} test images, expected at least {MIN_IMAGES}; "
+            "name a larger set"
+        )
+    faces = faces.subset(np.linspace(0, len(faces) - 1, MIN_IMAGES).astype(np.int64))
+    decoded = [faces.image(i) for i in progress(range(len(faces)), "reading verification images")]
+    images = np.concatenate([resize_all(image[None], preprocessing.size) for image in decoded])
+    logits = []
+    with torch.inference_mode():
+        for start in progress(range(0, len(images), BATCH), "running the float32 reference"):
+            pixels = torch.from_numpy(images[start : start + BATCH])
+            logits.append(model(normalise(pixels, preprocessing)).numpy())
+    return VerificationSet(images, data or DEFAULT_DATA, faces.fingerprint(), np.concatenate(logits))
+
+
+def verify(runner: Runner, expected: VerificationSet, precision: str, max_batch: int) -> dict[str, Any]:
+    """The report of `runner` against the reference. `VerificationError` if it asks too much of `precision`."""
+    batch = min(BATCH, max_batch)
+    starts = range(0, len(expected.images), batch)
+    got = [runner.run(expected.images[s : s + batch]) for s in progress(starts, "verifying")]
+    required = REQUIRED_SQNR_DB[precision]
+    comparison = compare(expected.reference, np.concatenate(got), required)
+    report = _rounded(comparison)
+    report |= {"data": expected.data, "data_fingerprint": expected.fingerprint, "required_sqnr_db": required}
+    faults = []
+    if comparison.sqnr_db < required:
+        faults.append(f"SQNR {comparison.sqnr_db:.1f} dB, expected at least {required:.0f} dB for {precision}")
+    if comparison.disagreements > comparison.near_ties:
+        count = comparison.disagreements - comparison.near_ties
+        faults.append(f"{count} images get another label, expected none outside near-ties")
+    if faults:
+        raise VerificationError(f"the engine does not answer as the network: {'; '.join(faults)} ({comparison})", report)
+    return report
+
+
+def _rounded(comparison: Comparison) -> dict[str, Any]:
+    """Four significant digits say all there is to say, and finite numbers are all that JSON takes."""
+    facts = comparison.to_dict()
+    return {
+        k: (float(f"{v:.4g}") if np.isfinite(v) else str(v)) if isinstance(v, float) else v for k, v in facts.items()
+    }

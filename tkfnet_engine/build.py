@@ -1,0 +1,91 @@
+"""`python -m tkfnet_engine.build [--fp16]`: makes a verified engine file from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from .backends.registry import BACKENDS
+from .console import Parser, run_command, say
+from .errors import UsageError, VerificationError
+
+REFERENCE = "tkfnet_reference.safetensors"
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m tkfnet_engine.build", description=__doc__.partition(": ")[2])
+    p.add_argument("--checkpoint", help="of `python -m tkfnet_engine.train` (default: the shipped reference)")
+    precision = p.add_mutually_exclusive_group()
+    for flag, name in (("--fp32", "float32"), ("--fp16", "float16"), ("--int8", "int8")):
+        precision.add_argument(flag, dest="precision", action="store_const", const=name)
+    p.set_defaults(precision="float32")
+    p.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="auto times what is installed")
+    p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    p.add_argument("--max-batch", type=int, default=32, metavar="N", help="largest batch in one run (default 32)")
+    p.add_argument("--verify-data", metavar="DATA", help="test images to verify on (default: rendered faces)")
+    p.add_argument("--out", help="the engine file (default: tkfnet-PRECISION.tkf)")
+    return p
+
+
+def reference_checkpoint() -> str:
+    """The path of the checkpoint that ships with the package."""
+    return os.path.join(os.path.dirname(__file__), "assets", REFERENCE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if args.precision == "int8":
+        raise UsageError("--int8: not yet built by this version; use --fp16 or --fp32")
+    if not 1 <= args.max_batch <= 4096:
+        raise UsageError(f"--max-batch: got {args.max_batch}, expected 1 to 4096")
+    out = args.out or f"tkfnet-{args.precision}.tkf"
+    if not out.endswith(".tkf"):
+        raise UsageError(f"--out: got {out!r}, expected a name that ends in .tkf")
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(folder):
+        raise UsageError(f"--out: the folder {folder} is not there; make it first")
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+        import torch
+    except ImportError as error:
+        raise UsageError(
+            f"building needs {error.name}, which is not installed; install it with pip install 'tkfnet-engine[build]'"
+        ) from None
+
+    from .export.engine_from_checkpoint import Request, build_engine
+    from .model.checkpoint import load_checkpoint
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: got no usable NVIDIA GPU, expected one; build with --device cpu")
+    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if args.device == "auto" and args.backend != "auto" and device not in BACKENDS[args.backend].devices:
+        device = BACKENDS[args.backend].devices[0]
+    if args.device == "auto":
+        why = "an NVIDIA GPU is here" if device == "cuda" else "no NVIDIA GPU is used"
+        say(f"building for the {'GPU' if device == 'cuda' else 'CPU'}: {why}")
+    if device == "cpu" and args.precision == "float16":
+        say("float16 on a CPU: the engine stores FP16 and rounds to it; most processors compute it in float32")
+    checkpoint = load_checkpoint(args.checkpoint or reference_checkpoint())
+    if not args.checkpoint:
+        say("no --checkpoint: using the shipped reference, trained on rendered faces only (docs/reference.md)")
+    request = Request(args.precision, args.backend, device, args.max_batch, args.verify_data)
+    try:
+        facts = build_engine(checkpoint, request, out)
+    except VerificationError as error:
+        json.dump(error.report, sys.stderr, indent=2)
+        say("")
+        raise
+    report = facts["verification"]
+    say(
+        f"wrote {out}: {facts['backend']} on {facts['device']}, {facts['precision']}, "
+        f"{os.path.getsize(out) / 1e6:.1f} MB; SQNR {report['sqnr_db']} dB, top-1 agreement "
+        f"{report['top1_agreement']:.2%} on {report['images']} images"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

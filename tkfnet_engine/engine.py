@@ -1,0 +1,147 @@
+"""`Engine.load(path).predict(images)`: an engine file, opened and ready."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backends.registry import BACKENDS, Runner, backend_info, open_backend
+from .bundle import read_bundle
+from .errors import BackendError, BundleError, ImageError, UsageError
+from .preprocess import stack_crops
+from .spec import PRECISIONS, Preprocessing, TKFNetConfig
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of N images. probabilities: float32 [N, classes]; class_names: its columns."""
+
+    probabilities: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each image."""
+        return [self.class_names[i] for i in self.probabilities.argmax(1)]
+
+    def top(self, k: int = 3) -> list[list[tuple[str, float]]]:
+        """For each image the `k` most probable (label, probability), best first."""
+        if not 1 <= k <= len(self.class_names):
+            raise UsageError(f"top: got k={k}, expected 1 to {len(self.class_names)}")
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return [[(self.class_names[i], float(row[i])) for i in best] for row, best in zip(self.probabilities, order)]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """float32 probabilities of float logits [N, classes]; rows sum to 1."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return (shifted / shifted.sum(1, keepdims=True)).astype(np.float32)
+
+
+class Engine:
+    """An opened engine. Safe to call from many threads; `close` (or a `with` block) frees what it holds."""
+
+    def __init__(self, facts: dict[str, Any], runner: Runner, backend: str, device: str):
+        self._facts, self._runner = facts, runner
+        self._preprocessing = Preprocessing.from_dict(facts["preprocessing"])
+        self.labels: tuple[str, ...] = tuple(facts["labels"])
+        self.backend, self.device = backend, device
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, backend: str | None = None, device: str = "auto", threads: int | None = None
+    ) -> Engine:
+        """Opens an engine file, after checking every byte of it.
+
+        backend: another than the file's own, if the file holds what it runs from. device: "auto" is the one the
+        engine was built for. threads: of the CPU, default every core this process may use. Raises `BundleError`
+        for a bad file, `BackendError` where the backend or device is not there, `UsageError` for a bad argument.
+        """
+        if device not in DEVICES:
+            raise UsageError(f"device: got {device!r}, expected one of {', '.join(DEVICES)}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+            raise UsageError(f"threads: got {threads!r}, expected a whole number or None for every core")
+        bundle = read_bundle(path)
+        facts = checked_facts(path, bundle.facts)
+        name = facts["backend"] if backend is None else backend_info(backend).name
+        chosen = facts["device"] if device == "auto" else device
+        return cls(facts, open_backend(name, facts, bundle, chosen, threads), name, chosen)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The facts of the engine file, and under "running" what was opened of it."""
+        return {**self._facts, "running": {"backend": self.backend, "device": self.device}}
+
+    def logits(self, batch: np.ndarray) -> np.ndarray:
+        """uint8 RGB [N, S, S, 3], S the engine's input size -> float32 [N, classes]; N of any size.
+
+        More than the engine's `max_batch` images run in parts. `ImageError` for another shape or dtype,
+        `BackendError` if the answer is not finite or the engine is closed.
+        """
+        size, classes = self._preprocessing.size, len(self.labels)
+        if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8 or batch.shape[1:] != (size, size, 3):
+            got = f"{batch.dtype} {list(batch.shape)}" if isinstance(batch, np.ndarray) else type(batch).__name__
+            raise ImageError(
+                f"batch: got {got}, expected a uint8 array [N, {size}, {size}, 3] of RGB pixels; "
+                "predict() takes crops of any size"
+            )
+        runner = self._runner
+        if runner is None:
+            raise BackendError("this engine was closed; load it again")
+        limit = self._facts["max_batch"]
+        parts = [runner.run(np.ascontiguousarray(batch[i : i + limit])) for i in range(0, len(batch), limit)]
+        logits = np.concatenate(parts) if parts else np.empty((0, classes), np.float32)
+        if logits.shape != (len(batch), classes) or not np.isfinite(logits).all():
+            raise BackendError(
+                f"backend {self.backend} gave an answer that is not finite numbers [{len(batch)}, {classes}]; "
+                "the engine file is not at fault if it verifies: python -m tkfnet_engine.info"
+            )
+        return logits
+
+    def predict(self, images: Sequence[np.ndarray] | np.ndarray) -> Prediction:
+        """Expressions of uint8 RGB face crops: a list of [H, W, 3] of any size, or an array [N, H, W, 3]."""
+        batch = stack_crops(images, self._preprocessing.size)
+        return Prediction(softmax(self.logits(batch)), self.labels)
+
+    def close(self) -> None:
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def checked_facts(path: str | os.PathLike, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts an engine cannot run without, or `BundleError`: model, labels, preprocessing, backend .."""
+    try:
+        classes = TKFNetConfig.from_dict(facts.get("model")).classes
+        Preprocessing.from_dict(facts.get("preprocessing"))
+    except UsageError as error:
+        raise BundleError(f"{path}: {error}") from None
+    labels, limit = facts.get("labels"), facts.get("max_batch")
+    checks = {
+        "labels": isinstance(labels, list) and len(labels) == classes and all(isinstance(v, str) for v in labels),
+        "backend": facts.get("backend") in BACKENDS,
+        "device": facts.get("device") in DEVICES[1:],
+        "precision": facts.get("precision") in PRECISIONS,
+        "max_batch": type(limit) is int and 1 <= limit <= 65536,
+    }
+    if wrong := [name for name, fine in checks.items() if not fine]:
+        raise BundleError(
+            f"{path}: its {', '.join(wrong)} ({', '.join(repr(facts.get(n)) for n in wrong)}) mean nothing to this "
+            "version; it was built by another: build it again, or upgrade tkfnet-engine"
+        )
+    return facts
