@@ -60,6 +60,8 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
     that makes no sense.
     """
     names = [request.backend] if request.backend != "auto" else candidates(request.device, request.precision)
+    if not names:
+        raise BackendError(f"no backend installed here runs {request.precision} on {request.device}; name one to hear what it lacks")
     for name in names:
         _check(name, request)
     network = fold(checkpoint.model, checkpoint.preprocessing)

@@ -42,7 +42,8 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
         code = command(argv) or 0
         sys.stdout.flush()
     except TkfnetError as error:
-        say(f"error: {error}")
+        # One line, also where a library's own message has several.
+        say(f"error: {' '.join(str(error).split())}")
         code = error.exit_code
     except KeyboardInterrupt:
         say("stopped")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends.registry import BACKENDS, Runner, backend_info, open_backend
+from .backends.registry import BACKENDS, CLOSED, Runner, backend_info, open_backend
 from .bundle import read_bundle
 from .errors import BackendError, BundleError, ImageError, UsageError
 from .preprocess import stack_crops
@@ -96,7 +96,7 @@ class Engine:
             )
         runner = self._runner
         if runner is None:
-            raise BackendError("this engine was closed; load it again")
+            raise BackendError(CLOSED)
         limit = self._facts["max_batch"]
         parts = [runner.run(np.ascontiguousarray(batch[i : i + limit])) for i in range(0, len(batch), limit)]
         logits = np.concatenate(parts) if parts else np.empty((0, classes), np.float32)
@@ -134,7 +134,7 @@ def checked_facts(path: str | os.PathLike, facts: dict[str, Any]) -> dict[str, A
     labels, limit = facts.get("labels"), facts.get("max_batch")
     checks = {
         "labels": isinstance(labels, list) and len(labels) == classes and all(isinstance(v, str) for v in labels),
-        "backend": facts.get("backend") in BACKENDS,
+        "backend": isinstance(facts.get("backend"), str) and facts["backend"] in BACKENDS,
         "device": facts.get("device") in DEVICES[1:],
         "precision": facts.get("precision") in PRECISIONS,
         "max_batch": type(limit) is int and 1 <= limit <= 65536,

@@ -53,6 +53,16 @@ class BackendError(TkfnetError, RuntimeError):
     exit_code = 7
 
 
+class FileError(TkfnetError, OSError):
+    """A file cannot be written, or what stands at its path is no regular file. The system's error is `__cause__`."""
+
+    exit_code = 8
+
+    # One argument: of two or more, OSError would make errno and strerror, and another text.
+    def __init__(self, message: str):
+        super().__init__(message)
+
+
 class VerificationError(TkfnetError, RuntimeError):
     """A built engine's answers differ from the float32 reference by more than its precision allows."""
 

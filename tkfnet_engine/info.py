@@ -9,6 +9,7 @@ from typing import Any
 from .bundle import read_facts
 from .console import Parser, emit_json, run_command
 from .engine import checked_facts
+from .errors import BundleError
 
 
 def parser() -> Parser:
@@ -24,7 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         emit_json(facts)
     else:
-        print(_text(args.engine, facts))
+        try:
+            text = _text(args.engine, facts)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{args.engine}: its facts lack what an engine holds or hold it in another form ({error!r}); "
+                "see them with --json, or build it again"
+            ) from None
+        print(text)
     return 0
 
 

@@ -32,7 +32,7 @@ def parse_box(text: str) -> tuple[int, int, int, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    box = parse_box(args.box) if args.box else None
+    box = None if args.box is None else parse_box(args.box)
     with Engine.load(args.engine, threads=args.threads) as engine:
         results = []
         for start in range(0, len(args.images), BATCH):

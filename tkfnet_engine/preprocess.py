@@ -16,15 +16,15 @@ from __future__ import annotations
 import io
 import operator
 import os
-import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from .atomic import open_regular
 from .errors import ImageError, UsageError
 from .spec import INPUT_SIZE
 
@@ -56,7 +56,7 @@ def decode_image(source: str | os.PathLike | bytes | BinaryIO) -> np.ndarray:
         with _truncation_refused(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"its header says {width} x {height} pixels.")
+                raise Image.DecompressionBombError(f"its header says {width} x {height} pixels")
             image.load()
             turn, rgb = _turn(image), _rgb_from_mode(image)
             return np.array(rgb if turn is None else rgb.transpose(turn))
@@ -65,13 +65,13 @@ def decode_image(source: str | os.PathLike | bytes | BinaryIO) -> np.ndarray:
         found = f"not an image this package reads: {found or 'it starts with ' + data[:8].hex(' ')}"
         todo = f"expected a sound {', '.join(FORMATS)}, whatever the file's name; convert or copy it again"
     except Image.DecompressionBombError as error:
-        found, todo = error, f"Expected at most {MAX_PIXELS:,} and {MAX_SIDE:,} a side; shrink it or cut out the face"
+        found, todo = str(error).rstrip("."), f"expected at most {MAX_PIXELS:,} and {MAX_SIDE:,} a side; shrink it"
     except MemoryError:
         raise
     # Damaged bytes make Pillow raise far more than OSError: struct.error, SyntaxError, KeyError, zlib.error ...
     except Exception as error:
         found, todo = f"damaged or truncated ({error or type(error).__name__})", "copy it or download it again"
-    raise ImageError(f"{name}: {found} {todo}")
+    raise ImageError(f"{name}: {found}; {todo}")
 
 
 def crop_box(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -83,12 +83,13 @@ def crop_box(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     height, width = image.shape[:2]
     try:
         x, y, w, h = (operator.index(v) for v in box)
+        inside = x >= 0 and y >= 0 and w >= 1 and h >= 1 and x + w <= width and y + h <= height
     except (TypeError, ValueError):
-        raise ImageError(f"box: got {box!r}, expected four whole numbers X,Y,W,H in pixels") from None
-    if w < 1 or h < 1 or x < 0 or y < 0 or x + w > width or y + h > height:
+        inside = False
+    if not inside:
         raise ImageError(
-            f"box: got X,Y,W,H = {x},{y},{w},{h}, expected W and H of at least 1 inside the image, {width} x {height} "
-            "pixels (width x height); clip the box, and note that W,H is a size and not the lower right corner"
+            f"box: got {box!r}, expected whole numbers X,Y,W,H, not empty and inside the {width} x {height} pixels; "
+            "clip the box, and note that W,H is a size and not the lower right corner"
         )
     return image[y : y + h, x : x + w].copy()
 
@@ -112,15 +113,10 @@ def check_crop(image: Any) -> np.ndarray:
     The channel order cannot be seen in an array and is taken as RGB. Raises `ImageError` that says what was
     received and the likely fix.
     """
-    if not isinstance(image, np.ndarray):
-        raise ImageError(
-            f"image: got {type(image).__name__}, expected uint8 [H, W, 3] in RGB order; read a file with decode_image, "
-            "convert a Pillow image with np.asarray(image.convert('RGB')) and a tensor with .cpu().numpy()"
-        )
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ImageError(
-            f"image: got {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3] in RGB order; {_hint(image)}"
-        )
+    is_array = isinstance(image, np.ndarray)
+    if not is_array or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        found = f"{image.dtype} {list(image.shape)}" if is_array else type(image).__name__
+        raise ImageError(f"image: got {found}, expected an array uint8 [H, W, 3] in RGB order; {_hint(image)}")
     return np.ascontiguousarray(image)
 
 
@@ -148,48 +144,34 @@ def stack_crops(images: Sequence[np.ndarray] | np.ndarray, size: int = INPUT_SIZ
 
 def _read(source: Any) -> tuple[str, bytes]:
     """(name for messages, content) of a path, bytes or stream."""
-    name = getattr(source, "name", None)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        name, data = "<bytes>", bytes(source)
-    elif isinstance(source, (str, os.PathLike)):
-        # One line of printable text, whatever the file is called.
-        name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fsdecode(source)[:300])
-        data = _read_path(name, os.fsdecode(source))
-    elif callable(getattr(source, "read", None)):
-        name = name if isinstance(name, str) and name.isprintable() else "<stream>"
-        data = _read_stream(name, source)
-    else:
-        raise ImageError(f"image source: got {type(source).__name__}, expected a path, bytes or an open binary file")
+    name = os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "<bytes>")
+    # One line of printable text, whatever the file is called.
+    name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name)[:300])
+    data = bytearray()
+    try:
+        with _opened(source) as stream:
+            # A raw stream may return less than is asked for, and a read of MAX_BYTES would allocate them at once.
+            while len(data) <= MAX_BYTES and (part := stream.read(2**20)):
+                data += part
+    except (OSError, TypeError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        found = "no such file" if missing else f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise ImageError(f"{name}: {found}; expected an image file, or one open in mode 'rb'") from None
     if not data:
         raise ImageError(f"{name}: empty, expected an image file; copy it again, or rewind the stream with seek(0)")
     if len(data) > MAX_BYTES:
         raise ImageError(f"{name}: more than {MAX_BYTES:,} bytes, the most that is read; shrink the image")
-    return name, data
+    return name, bytes(data)
 
 
-def _read_path(name: str, path: str) -> bytes:
-    try:
-        # Without O_NONBLOCK, opening a named pipe that nobody writes to would wait for ever.
-        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return _read_stream(name, file)
-        found = "a pipe or a device"
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        found = "a folder" if os.path.isdir(path) else f"cannot be read ({getattr(error, 'strerror', None) or error})"
-    raise ImageError(f"{name}: {found}, expected an image file; check the path and its permissions")
-
-
-def _read_stream(name: str, stream: BinaryIO) -> bytes:
-    data = bytearray()
-    try:
-        # A raw stream may return less than was asked for, so only an empty answer is the end.
-        while len(data) <= MAX_BYTES and (part := stream.read(MAX_BYTES + 1 - len(data))):
-            data += part
-    except (OSError, TypeError, ValueError) as error:
-        raise ImageError(f"{name}: cannot be read ({error}), expected an open file of mode 'rb'") from None
-    return bytes(data)
+def _opened(source: Any) -> AbstractContextManager[BinaryIO]:
+    if isinstance(source, (str, os.PathLike)):
+        return open_regular(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(bytes(source))
+    if callable(getattr(source, "read", None)):
+        return nullcontext(source)
+    raise TypeError(f"got {type(source).__name__}, expected a path, bytes or an open binary file")
 
 
 _strict_lock, _strict_users, _was_lenient = threading.Lock(), 0, False
@@ -240,10 +222,12 @@ def _checked_size(size: Any) -> int:
     return int(size)
 
 
-def _hint(image: np.ndarray) -> str:
+def _hint(image: Any) -> str:
     """What the caller of `check_crop` probably meant."""
+    if not isinstance(image, np.ndarray):
+        return "decode_image reads a file; np.asarray(image.convert('RGB')) and tensor.cpu().numpy() give arrays"
     shape = image.shape
-    if 0 in shape:
+    if not image.size:
         return "the array is empty: check that the file was read and that the box lies inside the image"
     if len(shape) == 4:
         return "this is a batch: pass one image at a time, or the whole batch to stack_crops"
@@ -253,12 +237,9 @@ def _hint(image: np.ndarray) -> str:
         return "drop the alpha channel with image[..., :3], or for OpenCV's order image[..., 2::-1]"
     if shape[2:] != (3,):
         return "the last axis must hold R, G and B: from [3, H, W] it is image.transpose(1, 2, 0)"
-    if image.dtype == np.bool_:
-        return "scale it with image.astype(np.uint8) * 255"
-    # fmin and fmax skip NaN without a warning.
-    low, high = np.fmin.reduce(image, axis=None), np.fmax.reduce(image, axis=None)
-    if low < 0:
-        return f"values run from {low:.3g} to {high:.3g}: undo the normalisation, the engine applies its own"
-    if high <= 1:
-        return "values are 0..1: pass (image * 255).round().astype(np.uint8)"
-    return "pass image.round().clip(0, 255).astype(np.uint8)"
+    # fmin skips NaN without a warning.
+    if image.dtype.kind == "f" and (low := np.fmin.reduce(image, axis=None)) < 0:
+        return f"values from {low:.3g}: undo the normalisation, the engine applies its own"
+    if image.dtype.kind in "bf" and np.fmax.reduce(image, axis=None) <= 1:
+        return "values are 0..1: pass (image * 255.0).round().astype(np.uint8)"
+    return "scale it to 0..255: image.round().clip(0, 255).astype(np.uint8)"

@@ -6,7 +6,7 @@ that a file written by a newer version is refused by name rather than half under
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, get_args, get_type_hints
 
@@ -48,7 +48,7 @@ def _checked(what: str, key: str, value: Any, hint: Any) -> Any:
     """`value` as the field's type; bool is no int, and an int is taken where a float is expected."""
     if hint in (str, bool, int) and type(value) is hint:
         return value
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     args = get_args(hint)
     if args and isinstance(value, (list, tuple)):
@@ -122,7 +122,8 @@ class Preprocessing(_Spec):
                 f"Preprocessing: got color={self.color!r}, resize={self.resize!r}, crop={self.crop!r}, "
                 "expected 'RGB', 'bilinear-antialias', 'given'; this version applies no other"
             )
-        if not 32 <= self.size <= 1024:
-            raise UsageError(f"Preprocessing.size: got {self.size}, expected 32 to 1024")
+        # From 481 on TAFE would pool the map to more than one pixel, which the folded form does not hold.
+        if not 32 <= self.size <= 480:
+            raise UsageError(f"Preprocessing.size: got {self.size}, expected 32 to 480")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UsageError(f"Preprocessing: got mean={self.mean}, std={self.std}, expected 3 values each, std > 0")

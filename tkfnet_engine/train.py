@@ -67,12 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: got no usable NVIDIA GPU, expected one; use --device cpu")
     cuda = args.device != "cpu" and torch.cuda.is_available()
-    accelerator = accelerate.Accelerator(cpu=not cuda, mixed_precision="fp16" if cuda else "no")
+    # BF16 needs no loss scaling, so a resumed training has no scaler state to lose.
+    half = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp16"
+    accelerator = accelerate.Accelerator(cpu=not cuda, mixed_precision=half if cuda else "no")
 
     recipe = PRESETS[args.preset]
     if args.stages:
         recipe = recipe.with_stages(args.stages)
-    recipe = replace(recipe, batch=args.batch or recipe.batch, lr=args.lr or recipe.lr)
+    recipe = replace(
+        recipe,
+        batch=recipe.batch if args.batch is None else args.batch,
+        lr=recipe.lr if args.lr is None else args.lr,
+    )
     config = TKFNetConfig(
         args.backbone, args.width, args.pool, not args.no_tafe, not args.no_dcif, classes=len(LABELS)
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import BackendError
 from ..spec import Preprocessing, TKFNetConfig
-from .registry import WEIGHTS, Artefacts
+from .registry import CLOSED, WEIGHTS, Artefacts
 
 
 def folded_network(facts: Mapping[str, Any], artefacts: Artefacts, device: str):
@@ -45,10 +45,13 @@ class TorchRunner:
     def run(self, images: np.ndarray) -> np.ndarray:
         import torch
 
+        network = self._network
+        if network is None:
+            raise BackendError(CLOSED)
         with torch.inference_mode():
             # `array`: torch refuses to promise not to write into a read-only array.
             batch = torch.from_numpy(images if images.flags.writeable else np.array(images)).to(self._device)
-            return self._network(batch).cpu().numpy()
+            return network(batch).cpu().numpy()
 
     def close(self) -> None:
         self._network = None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError
-from .registry import GRAPH, Artefacts
+from .registry import CLOSED, GRAPH, Artefacts
 
 # Requests beyond the number of streams only wait for each other, and each holds activations of its own.
 MAX_REQUESTS = 4
@@ -37,18 +37,23 @@ class OpenVinoRunner:
             self._requests.put(None)
 
     def run(self, images: np.ndarray) -> np.ndarray:
+        model = self._model
+        if model is None:
+            raise BackendError(CLOSED)
         request = self._requests.get()
         try:
             # Requests are made when first needed: one caller never pays for four.
-            request = request or self._model.create_infer_request()
+            request = request or model.create_infer_request()
             request.infer({0: images}, share_inputs=True)
             return request.get_output_tensor(0).data.copy()
         finally:
-            self._requests.put(request)
+            # Closed meanwhile: the turn goes on to whoever waits for it, the request does not.
+            self._requests.put(request if self._model is not None else None)
 
     def close(self) -> None:
         self._model = None
-        self._requests = queue.LifoQueue()
+        with self._requests.mutex:
+            self._requests.queue[:] = [None] * len(self._requests.queue)
 
 
 def open_runner(facts: Mapping[str, Any], artefacts: Artefacts, device: str, threads: int) -> OpenVinoRunner:

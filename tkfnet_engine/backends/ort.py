@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError
-from .registry import GRAPH, Artefacts
+from .registry import CLOSED, GRAPH, Artefacts
 
 
 class OrtRunner:
@@ -21,16 +21,16 @@ class OrtRunner:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # The arena keeps its high-water mark of every batch size seen; plain allocation costs nothing measurable
-        # here and gives the memory of a large batch back.
-        options.enable_cpu_mem_arena = False
         try:
             self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding's exception classes share no public base
             raise BackendError(f"onnxruntime {ort.__version__} refuses the engine's graph: {error}") from error
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        return self._session.run(["logits"], {"images": images})[0]
+        session = self._session
+        if session is None:
+            raise BackendError(CLOSED)
+        return session.run(["logits"], {"images": images})[0]
 
     def close(self) -> None:
         self._session = None

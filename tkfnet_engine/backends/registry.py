@@ -15,6 +15,8 @@ from ..errors import BackendError, UsageError
 
 GRAPH = "graph.onnx"
 WEIGHTS = "weights/"
+# What a runner says that was closed, maybe by another thread between two calls.
+CLOSED = "this engine was closed; load it again"
 
 
 class Runner(Protocol):

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_from_tensors
 
-from ..bundle import write_atomically
+from ..atomic import write_atomically
 from ..errors import CheckpointError, UsageError
 from ..spec import LABELS, Preprocessing, TKFNetConfig
 from .net import LoadReport, TKFNet, load_backbone
@@ -48,7 +48,7 @@ def save_checkpoint(
     tensors = {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
-        tensors[name] = tensor.half() if half and tensor.dim() > 1 else tensor
+        tensors[name] = tensor.half() if half and tensor.dim() > 1 and name.endswith(".weight") else tensor
     facts = {
         "format": FORMAT,
         "model": model.config.to_dict(),
@@ -99,7 +99,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     except (UsageError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     labels = facts.get("labels")
-    if not isinstance(labels, list) or len(labels) != model.config.classes:
+    if not isinstance(labels, list) or len(labels) != model.config.classes or any(type(n) is not str for n in labels):
         raise CheckpointError(f"{path}: got labels {labels!r}, expected {model.config.classes} names")
     expected = model.state_dict()
     wrong = sorted(

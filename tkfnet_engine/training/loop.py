@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..bundle import write_atomically
+from ..atomic import write_atomically
 from ..console import say
 from ..data.cache import load_all, resize_all
 from ..data.transforms import augment
@@ -139,7 +139,8 @@ class Trainer:
                     f"epoch {self.state.epoch + 1}/{recipe.epochs}, step {step + 1}/{self.steps_per_epoch}: "
                     f"loss {torch.stack(losses[-50:]).mean():.3f}, {rate:.0f} images/s"
                 )
-            if now - saved > SAVE_EVERY_S:
+            # Not after the last step: the epoch is saved with its scores, and a resumed one needs a step for its loss.
+            if now - saved > SAVE_EVERY_S and self.state.step < self.steps_per_epoch:
                 self._save()
                 saved = now
         return float(torch.stack(losses).mean()) if losses else float("nan")

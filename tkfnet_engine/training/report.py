@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import write_atomically
+from ..atomic import write_atomically
 from ..metrics import Scores
 
 
