@@ -1,5 +1,7 @@
 """Packaging. `kernels/` and `export/` stand at the top of the tree and install below the package."""
 
+from pathlib import Path
+
 from setuptools import setup
 
 PACKAGES = {
@@ -27,7 +29,7 @@ setup(
     name="tkfnet-engine",
     version="0.1.0",
     description="The fastest and most trustworthy way to run TKFNet, a facial-expression network",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

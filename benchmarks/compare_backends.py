@@ -50,7 +50,13 @@ def main() -> None:
                 print(f"round {number + 1}/{args.rounds}: {name}", file=sys.stderr, flush=True)
                 report = json.loads(
                     tkfnet(
-                        "bench", engines[name], "--json", "--samples", str(args.samples), "--batch", *map(str, args.batch)
+                        "bench",
+                        engines[name],
+                        "--json",
+                        "--samples",
+                        str(args.samples),
+                        "--batch",
+                        *map(str, args.batch),
                     )
                 )
                 for row in report["results"]:

@@ -101,7 +101,9 @@ def draw(results: Sequence[dict], truth: Sequence[str], path: str) -> None:
             image = crop_box(image, PORTRAIT_BOX)
         sheet.paste(Image.fromarray(resize_crop(image, CELL - 6)), (x + 3, y + 3))
         colour = INK if index >= len(truth) else GOOD if result["label"] == truth[index] else BAD
-        pen.text((x + 5, y + CELL - 1), f"{result['label']} {result['probabilities'][result['label']]:.0%}", colour, font)
+        pen.text(
+            (x + 5, y + CELL - 1), f"{result['label']} {result['probabilities'][result['label']]:.0%}", colour, font
+        )
         if index < len(truth) and result["label"] != truth[index]:
             pen.text((x + 5, y + CELL + 14), f"drawn as {truth[index]}", INK, font)
     bars(pen, results[-1]["probabilities"], font, CELL + 20, PEOPLE * (CELL + MARGIN) + 8)

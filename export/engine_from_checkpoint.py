@@ -61,7 +61,9 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
     """
     names = [request.backend] if request.backend != "auto" else candidates(request.device, request.precision)
     if not names:
-        raise BackendError(f"no backend installed here runs {request.precision} on {request.device}; name one to hear what it lacks")
+        raise BackendError(
+            f"no backend installed here runs {request.precision} on {request.device}; name one to hear what it lacks"
+        )
     for name in names:
         _check(name, request)
     network = fold(checkpoint.model, checkpoint.preprocessing)
@@ -160,7 +162,12 @@ def _choose(drafts: Mapping[str, Draft], request: Request) -> tuple[str, dict[st
         say(f"{name}: " + ", ".join(f"batch {b}: {ms:.2f} ms" for b, ms in timing[name].items()))
     say(f"auto: {chosen} is the fastest here")
     record = {n: {str(b): round(ms, 3) for b, ms in by_batch.items()} for n, by_batch in timing.items()}
-    return chosen, {"setting": "backend", "chosen": chosen, "by": "geometric mean of p50 over batches", "p50_ms": record}
+    return chosen, {
+        "setting": "backend",
+        "chosen": chosen,
+        "by": "geometric mean of p50 over batches",
+        "p50_ms": record,
+    }
 
 
 def _versions(backend: str) -> dict[str, str]:

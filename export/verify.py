@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..backends.registry import Runner
-from ..compare import Comparison, compare
+from ..compare import compare
 from ..console import progress
 from ..data import open_data
 from ..data.cache import resize_all
@@ -62,8 +62,11 @@ def verify(runner: Runner, expected: VerificationSet, precision: str, max_batch:
     got = [runner.run(expected.images[s : s + batch]) for s in progress(starts, "verifying")]
     required = REQUIRED_SQNR_DB[precision]
     comparison = compare(expected.reference, np.concatenate(got), required)
-    report = _rounded(comparison)
-    report |= {"data": expected.data, "data_fingerprint": expected.fingerprint, "required_sqnr_db": required}
+    report = comparison.to_dict() | {
+        "data": expected.data,
+        "data_fingerprint": expected.fingerprint,
+        "required_sqnr_db": required,
+    }
     faults = []
     if comparison.sqnr_db < required:
         faults.append(f"SQNR {comparison.sqnr_db:.1f} dB, expected at least {required:.0f} dB for {precision}")
@@ -71,13 +74,7 @@ def verify(runner: Runner, expected: VerificationSet, precision: str, max_batch:
         count = comparison.disagreements - comparison.near_ties
         faults.append(f"{count} images get another label, expected none outside near-ties")
     if faults:
-        raise VerificationError(f"the engine does not answer as the network: {'; '.join(faults)} ({comparison})", report)
+        raise VerificationError(
+            f"the engine does not answer as the network: {'; '.join(faults)} ({comparison})", report
+        )
     return report
-
-
-def _rounded(comparison: Comparison) -> dict[str, Any]:
-    """Four significant digits say all there is to say, and finite numbers are all that JSON takes."""
-    facts = comparison.to_dict()
-    return {
-        k: (float(f"{v:.4g}") if np.isfinite(v) else str(v)) if isinstance(v, float) else v for k, v in facts.items()
-    }

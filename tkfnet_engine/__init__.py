@@ -1,7 +1,7 @@
 """tkfnet-engine: run TKFNet, a facial-expression network, fast and verified.
 
-    from tkfnet_engine import Engine
-    Engine.load("tkfnet.tkf").predict([crop]).labels
+from tkfnet_engine import Engine
+Engine.load("tkfnet.tkf").predict([crop]).labels
 """
 
 from __future__ import annotations

@@ -34,12 +34,17 @@ class Comparison:
     near_tie_margin: float
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON types, four significant digits; an infinite error is None."""
+        return {
+            name: (float(f"{value:.4g}") if math.isfinite(value) else None) if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+        }
 
     def __str__(self) -> str:
         return (
-            f"{self.images} images: max error {self.max_error:.3g}, RMS {self.rms_error:.3g}, SQNR {self.sqnr_db:.1f} dB, "
-            f"top-1 agreement {self.top1_agreement:.2%} ({self.disagreements} differ, {self.near_ties} of them near-ties)"
+            f"{self.images} images: max error {self.max_error:.3g}, RMS {self.rms_error:.3g}, "
+            f"SQNR {self.sqnr_db:.1f} dB, top-1 agreement {self.top1_agreement:.2%} "
+            f"({self.disagreements} differ, {self.near_ties} of them near-ties)"
         )
 
 

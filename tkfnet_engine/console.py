@@ -62,10 +62,8 @@ def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iter
     terminal = sys.stderr.isatty()
     pause = 0.2 if terminal else 10.0
     start = shown = time.monotonic()
-    done = 0
-    for item in items:
+    for done, item in enumerate(items, 1):
         yield item
-        done += 1
         now = time.monotonic()
         if now - shown >= pause:
             shown = now

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .console import Parser, emit_json, progress, run_command
+from .console import Parser, emit_json, progress, run_command, say
 from .data import GRAMMAR, SPLITS, open_data
 from .engine import Engine
 from .errors import DataError
@@ -41,10 +41,14 @@ def evaluate(engine: Engine, faces, what: str = "scoring") -> Scores:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     faces = open_data(args.data, args.split)
+    if faces.skipped:
+        say(faces.skipped_summary())
     with Engine.load(args.engine, threads=args.threads) as engine:
         scores = evaluate(engine, faces)
     if args.json:
-        emit_json({"data": args.data, "split": args.split, "images": len(faces), "labels": list(LABELS), **scores.to_dict()})
+        emit_json(
+            {"data": args.data, "split": args.split, "images": len(faces), "labels": list(LABELS), **scores.to_dict()}
+        )
         return 0
     print(f"{faces.name}: {len(faces)} images\n{scores}\n\n{confusion_table(scores)}")
     return 0

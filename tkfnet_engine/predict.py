@@ -16,7 +16,9 @@ def parser() -> Parser:
     p = Parser(prog="python -m tkfnet_engine.predict", description=__doc__.partition(": ")[2])
     p.add_argument("engine", metavar="ENGINE", help="an engine file (.tkf)")
     p.add_argument("images", metavar="IMAGE", nargs="+", help="JPEG, PNG, WebP or BMP: a face crop, or use --box")
-    p.add_argument("--box", metavar="X,Y,W,H", help="where the face is, in pixels of the upright image (square is best)")
+    p.add_argument(
+        "--box", metavar="X,Y,W,H", help="where the face is, in pixels of the upright image (square is best)"
+    )
     p.add_argument("--json", action="store_true", help="a JSON list on standard output")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: every core)")
     return p

@@ -20,7 +20,6 @@ from .data import GRAMMAR, open_data
 from .errors import UsageError
 
 
-
 def parser() -> Parser:
     p = Parser(prog="python -m tkfnet_engine.train", description=__doc__.split("\n")[0])
     p.add_argument("--data", required=True, help=GRAMMAR)
@@ -47,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if not args.out.endswith(".safetensors"):
         raise UsageError(f"--out: got {args.out!r}, expected a name that ends in .safetensors")
+    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(args.out))):
+        raise UsageError(f"--out: the folder {folder} is not there; make it first")
+    if args.seed < 0:
+        raise UsageError(f"--seed: got {args.seed}, expected a whole number from 0")
     try:
         import accelerate
         import matplotlib  # noqa: F401  (drawn with at the end: better to know now)
@@ -79,10 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch=recipe.batch if args.batch is None else args.batch,
         lr=recipe.lr if args.lr is None else args.lr,
     )
-    config = TKFNetConfig(
-        args.backbone, args.width, args.pool, not args.no_tafe, not args.no_dcif, classes=len(LABELS)
-    )
+    config = TKFNetConfig(args.backbone, args.width, args.pool, not args.no_tafe, not args.no_dcif, classes=len(LABELS))
     train, validation, test = (open_data(args.data, split) for split in ("train", "val", "test"))
+
+    for faces in (train, validation, test):
+        if faces.skipped and accelerator.is_main_process:
+            say(faces.skipped_summary())
 
     torch.manual_seed(args.seed)
     model = TKFNet(config)

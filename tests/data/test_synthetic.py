@@ -7,24 +7,28 @@ import time
 import numpy as np
 import pytest
 
-from tkfnet_engine.data.synthetic import (DIFFICULTY, EXPRESSIONS, SyntheticFaces, contact_sheet,
-                                          expression_parameters, render_face)
+from tkfnet_engine.data.synthetic import (
+    DIFFICULTY,
+    EXPRESSIONS,
+    SyntheticFaces,
+    contact_sheet,
+    expression_parameters,
+    render_face,
+)
 
 NEUTRAL = EXPRESSIONS.index("neutral")
 # Rows and columns (fractions of the side) where an expression acts most.
 UPPER, LOWER = (0.28, 0.52), (0.52, 0.86)
-REGION = {"surprise": UPPER, "fear": UPPER, "disgust": LOWER, "happiness": LOWER,
-          "sadness": LOWER, "anger": UPPER}
+REGION = {"surprise": UPPER, "fear": UPPER, "disgust": LOWER, "happiness": LOWER, "sadness": LOWER, "anger": UPPER}
 
 
 def _crop(image: np.ndarray, rows: tuple[float, float]) -> np.ndarray:
     n = len(image)
-    return image[int(rows[0] * n):int(rows[1] * n), int(.22 * n):int(.78 * n)].astype(np.float32)
+    return image[int(rows[0] * n) : int(rows[1] * n), int(0.22 * n) : int(0.78 * n)].astype(np.float32)
 
 
 def test_expression_order_is_fixed():
-    assert EXPRESSIONS == ("surprise", "fear", "disgust", "happiness", "sadness", "anger",
-                           "neutral")
+    assert EXPRESSIONS == ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 
 
 @pytest.mark.parametrize("size", [48, 112, 224])
@@ -44,9 +48,13 @@ def test_same_arguments_give_same_bytes():
 
 def test_any_argument_changes_the_picture():
     base = render_face(1, 3, 1, size=64)
-    for other in (render_face(2, 3, 1, size=64), render_face(1, 3, 2, size=64),
-                  render_face(1, 3, 1, seed=1, size=64), render_face(1, 4, 1, size=64)):
-        assert np.abs(base.astype(int) - other).mean() > .5
+    for other in (
+        render_face(2, 3, 1, size=64),
+        render_face(1, 3, 2, size=64),
+        render_face(1, 3, 1, seed=1, size=64),
+        render_face(1, 4, 1, size=64),
+    ):
+        assert np.abs(base.astype(int) - other).mean() > 0.5
 
 
 def test_sizes_show_the_same_scene():
@@ -84,11 +92,11 @@ def test_texture_only_keeps_geometry_and_changes_folds():
         folds = np.stack([activation.values for _, activation in shown])
         for e in range(7):
             for f in range(e):
-                assert np.abs(folds[e] - folds[f]).max() > .1
+                assert np.abs(folds[e] - folds[f]).max() > 0.1
         free = np.stack([expression_parameters(person, e, 2)[0].vector() for e in range(7)])
-        assert np.ptp(free, axis=0).max() > .03
+        assert np.ptp(free, axis=0).max() > 0.03
     a, b = (render_face(1, e, 2, size=112, texture_only=True, intensity=1.0) for e in (5, 6))
-    assert np.abs(a.astype(int) - b).mean() > .1
+    assert np.abs(a.astype(int) - b).mean() > 0.1
 
 
 def test_left_out_expression_strength_is_within_the_difficulty_range():
@@ -116,19 +124,22 @@ def test_splits_share_no_subject_and_no_picture():
     assert len({s.image(0).tobytes() for s in sets}) == 3
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: render_face(0, 7), "expression"),
-    (lambda: render_face(-1, 0), "identity"),
-    (lambda: render_face(0, 0, -2), "take"),
-    (lambda: render_face(0, 0, seed=-1), "seed"),
-    (lambda: render_face(0, 0, size=4), "size"),
-    (lambda: render_face(0, 1.5), "expression"),
-    (lambda: SyntheticFaces(0), "n"),
-    (lambda: SyntheticFaces(7, split="dev"), "split"),
-    (lambda: SyntheticFaces(7, size=64).image(7), "index"),
-    (lambda: SyntheticFaces(7, size=64).source(9), "index"),
-    (lambda: contact_sheet(0), "people"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: render_face(0, 7), "expression"),
+        (lambda: render_face(-1, 0), "identity"),
+        (lambda: render_face(0, 0, -2), "take"),
+        (lambda: render_face(0, 0, seed=-1), "seed"),
+        (lambda: render_face(0, 0, size=4), "size"),
+        (lambda: render_face(0, 1.5), "expression"),
+        (lambda: SyntheticFaces(0), "n"),
+        (lambda: SyntheticFaces(7, split="dev"), "split"),
+        (lambda: SyntheticFaces(7, size=64).image(7), "index"),
+        (lambda: SyntheticFaces(7, size=64).source(9), "index"),
+        (lambda: contact_sheet(0), "people"),
+    ],
+)
 def test_bad_arguments_say_what_to_do(call, words):
     with pytest.raises(ValueError, match=words) as error:
         call()

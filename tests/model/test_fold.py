@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tkfnet_engine.compare import compare
 from tkfnet_engine.model.dcif import DCIF
-from tkfnet_engine.model.fold import HALF_PIXEL_SCALE, FoldedDCIF, FoldedTAFE, fold, fold_bn
+from tkfnet_engine.model.fold import HALF_PIXEL_SCALE, FoldedBlock, FoldedDCIF, FoldedTAFE, fold, fold_bn
 from tkfnet_engine.model.net import TKFNet, normalise
 from tkfnet_engine.model.tafe import TAFE
 from tkfnet_engine.spec import Preprocessing, TKFNetConfig
@@ -46,7 +46,9 @@ def _randomise(module: nn.Module, seed: int) -> nn.Module:
 
 
 def _images(count: int, side: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 256, (count, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def _close(got: torch.Tensor, expected: torch.Tensor, roundings: float) -> None:
@@ -193,9 +195,7 @@ def test_folded_dcif_is_dcif_and_the_global_mean(size):
 def test_channel_filter_leaves_the_weighted_pool():
     """mean(m c z) = c mean(m z), in float64, where nothing else differs."""
     z, c, m = (torch.rand(s, dtype=torch.float64) for s in ((2, 9, 5, 4), (2, 9), (2, 1, 5, 4)))
-    torch.testing.assert_close(
-        (m * c[:, :, None, None] * z).mean((2, 3)), c * (m * z).mean((2, 3)), rtol=1e-14, atol=0
-    )
+    torch.testing.assert_close((m * c[:, :, None, None] * z).mean((2, 3)), c * (m * z).mean((2, 3)), rtol=1e-14, atol=0)
 
 
 # --- the whole network -------------------------------------------------------------------------------------
@@ -264,10 +264,9 @@ def test_largest_documented_size_still_equals_the_model():
     assert error <= _tolerance(model, pixels)
 
 
-@pytest.mark.xfail(strict=True, reason="fold() takes sizes above 480 and answers another network without a word")
 def test_a_size_the_folded_form_cannot_serve_is_refused():
     with pytest.raises(ValueError, match="480"):
-        fold(TKFNet(TKFNetConfig(width=0.0625)), Preprocessing(size=512))
+        fold(TKFNet(TKFNetConfig(width=0.0625)), Preprocessing(size=481))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -298,18 +297,31 @@ def test_folded_form_is_for_inference():
 # --- half precision ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [CONFIGS[i] for i in (0, 1, 3, 4, 5)], ids=str)
+def _rounded_to_half(network: nn.Module) -> nn.Module:
+    """The half network's numbers in float32 arithmetic: weights as they are, every map rounded to FP16 once."""
+    for part in (network.stem, network.blocks, network.tafe):
+        part.float()
+        for module in part.modules():
+            if isinstance(module, (nn.Conv2d, FoldedBlock)):
+                module.register_forward_hook(lambda _, __, out: out.half().float())
+    return network
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
 @torch.no_grad()
 def test_half_errs_no_more_than_rounding_the_maps_explains(config):
     # Batch norms calibrated at the size the network is asked at; else its logits hardly differ between images.
     model, pixels = _calibrated(config), _images(24, 64, seed=70)
     reference = fold(model)(pixels).numpy()
-    half = fold(model).half()
-    got = half(pixels)
+    got = fold(model).half()(pixels)
     assert got.dtype == torch.float32
     report = compare(reference, got.numpy(), required_sqnr_db=40)
-    assert report.sqnr_db >= 40, str(report)
-    assert report.disagreements == report.near_ties
+    explained = compare(reference, _rounded_to_half(fold(model).half())(pixels).numpy(), required_sqnr_db=40)
+    assert report.rms_error <= 2 * explained.rms_error, f"{report}; rounding alone: {explained}"
+    # Random weights amplify rounding from block to block: in ResNet-34 and 50 rounding alone leaves 24 to 35 dB.
+    if config.backbone == "resnet18":
+        assert report.sqnr_db >= 40, str(report)
+        assert report.disagreements == report.near_ties
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ def test_configurations_build_and_answer(config, side):
 
 def test_width_scales_channels_to_multiples_of_eight():
     model = TKFNet(TKFNetConfig(width=0.3))
-    assert model.backbone.conv1.out_channels == 24  # 19.2
+    assert model.backbone.conv1.out_channels == 16  # 19.2
     assert model.backbone.layer4[1].conv2.out_channels == 152 == model.config.features  # 153.6
     assert all(p.shape[0] % 8 == 0 for n, p in model.named_parameters() if n.startswith("backbone"))
 
@@ -206,7 +206,9 @@ def _naive_tafe(w: dict[str, np.ndarray], f: np.ndarray, pool: str) -> np.ndarra
         for j in range(columns):
             if pool == "max":
                 window = x[
-                    :, i * height // rows : -(-(i + 1) * height // rows), j * width // columns : -(-(j + 1) * width // columns)
+                    :,
+                    i * height // rows : -(-(i + 1) * height // rows),
+                    j * width // columns : -(-(j + 1) * width // columns),
                 ]
                 pooled[:, i, j] = window.max((1, 2))
             else:

@@ -43,7 +43,7 @@ class Raster:
         self._c, self._s = math.cos(photo.roll), math.sin(photo.roll)
         self._scale, self._shift = photo.scale, photo.shift
         self._yaw, self._pitch = photo.yaw, photo.pitch
-        line = ((np.arange(size, dtype=np.float32) + .5) * (2 / size) - 1)
+        line = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
         dx = ((line - photo.shift[0]) / photo.scale)[None, :]
         dy = ((line - photo.shift[1]) / photo.scale)[:, None]
         self.hu = self._c * dx + self._s * dy
@@ -69,7 +69,7 @@ class Raster:
         for _ in range(3):
             bulge = max(0.0, 1 - (hu / _BULGE_U) ** 2 - (hv / _BULGE_V) ** 2)
             hu, hv = cu + self._yaw * bulge, cv + self._pitch * bulge
-        ru, rv = ru * 1.2 + .01, rv * 1.2 + .01
+        ru, rv = ru * 1.2 + 0.01, rv * 1.2 + 0.01
         x = (self._c * hu - self._s * hv) * self._scale + self._shift[0]
         y = (self._s * hu + self._c * hv) * self._scale + self._shift[1]
         rx = (abs(self._c) * ru + abs(self._s) * rv) * self._scale
@@ -85,7 +85,7 @@ class Raster:
 
     def edge(self, distance: np.ndarray, soft: float = 0.0) -> np.ndarray:
         """Anti-aliased coverage of distance > 0; soft widens the ramp (face units)."""
-        return clamp(distance * (1 / (self.pixel + soft)) + .5, 0, 1)
+        return clamp(distance * (1 / (self.pixel + soft)) + 0.5, 0, 1)
 
     def paint(self, where: tuple[slice, slice], color: np.ndarray, mask: np.ndarray) -> None:
         """Blend one linear RGB colour ([3] or [3, h, w]) over the albedo."""
@@ -106,8 +106,7 @@ class Raster:
         less = (np.asarray(factor, np.float32) - 1)[:, None, None]
         self.albedo[(slice(None), *where)] *= 1 + less * mask
 
-    def disc(self, cu: float, cv: float, ru: float, rv: float
-             ) -> tuple[tuple[slice, slice], np.ndarray]:
+    def disc(self, cu: float, cv: float, ru: float, rv: float) -> tuple[tuple[slice, slice], np.ndarray]:
         """A smooth compact bump: 1 at the centre, 0 with zero slope on the ellipse."""
         where = self.window(cu, cv, ru, rv)
         k = 1 - ((self.u[where] - cu) * (1 / ru)) ** 2 - ((self.v[where] - cv) * (1 / rv)) ** 2
@@ -119,8 +118,9 @@ class Raster:
         where, k = self.disc(cu, cv, ru, rv)
         self.height[where] += amount * k
 
-    def arc(self, p0: tuple[float, float], p1: tuple[float, float], bow: float, reach: float
-            ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    def arc(
+        self, p0: tuple[float, float], p1: tuple[float, float], bow: float, reach: float
+    ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
         """Parabolic arc: window, t along it (0..1) and signed distance d across it.
 
         A positive bow bends it to the side of positive d, which is the right-hand side when
@@ -130,32 +130,47 @@ class Raster:
         length = math.hypot(du, dv)
         eu, ev = du / length, dv / length
         extra = abs(bow) + reach
-        where = self.window((p0[0] + p1[0]) / 2, (p0[1] + p1[1]) / 2,
-                            abs(du) / 2 + extra, abs(dv) / 2 + extra)
+        where = self.window((p0[0] + p1[0]) / 2, (p0[1] + p1[1]) / 2, abs(du) / 2 + extra, abs(dv) / 2 + extra)
         u, v = self.u[where] - p0[0], self.v[where] - p0[1]
         t = u * (eu / length) + v * (ev / length)
         d = v * eu - u * ev - (4 * bow) * t * (1 - t)
         return where, t, d
 
-    def crease(self, p0: tuple[float, float], p1: tuple[float, float], bow: float,
-               strength: float, width: float = .014, step: float = 0.0) -> None:
+    def crease(
+        self,
+        p0: tuple[float, float],
+        p1: tuple[float, float],
+        bow: float,
+        strength: float,
+        width: float = 0.014,
+        step: float = 0.0,
+    ) -> None:
         """Note a skin fold along an arc; press_creases() carries all of them out together.
 
         step > 0 makes the side of positive d stand higher, as the cheek over a nasolabial fold.
         """
-        if strength < .08:
+        if strength < 0.08:
             return
-        width = max(width, .8 * self.pixel)
+        width = max(width, 0.8 * self.pixel)
         du, dv = p1[0] - p0[0], p1[1] - p0[1]
         length = math.hypot(du, dv)
         extra = abs(bow) + 3.2 * width
-        where = self.window((p0[0] + p1[0]) / 2, (p0[1] + p1[1]) / 2,
-                            abs(du) / 2 + extra, abs(dv) / 2 + extra)
+        where = self.window((p0[0] + p1[0]) / 2, (p0[1] + p1[1]) / 2, abs(du) / 2 + extra, abs(dv) / 2 + extra)
         # t = u * ta + v * tb + tc runs along the arc, q likewise across it in widths.
-        ta, tb = du / length ** 2, dv / length ** 2
+        ta, tb = du / length**2, dv / length**2
         qa, qb = -dv / length / width, du / length / width
-        constants = (ta, tb, -p0[0] * ta - p0[1] * tb, qa, qb, -p0[0] * qa - p0[1] * qb,
-                     -4 * bow / width, strength, step * .005, width / .014)
+        constants = (
+            ta,
+            tb,
+            -p0[0] * ta - p0[1] * tb,
+            qa,
+            qb,
+            -p0[0] * qa - p0[1] * qb,
+            -4 * bow / width,
+            strength,
+            step * 0.005,
+            width / 0.014,
+        )
         self._folds.append((where, constants))
 
     def press_creases(self) -> None:
@@ -183,8 +198,8 @@ class Raster:
         ends = np.cumsum(counts).tolist()
         u, v = np.empty(ends[-1], np.float32), np.empty(ends[-1], np.float32)
         for (where, _), shape, count, end in zip(folds, shapes, counts, ends, strict=True):
-            u[end - count:end].reshape(shape)[:] = self.u[where]
-            v[end - count:end].reshape(shape)[:] = self.v[where]
+            u[end - count : end].reshape(shape)[:] = self.u[where]
+            v[end - count : end].reshape(shape)[:] = self.v[where]
         table = np.array([constants for _, constants in folds], np.float32).T
         ta, tb, tc, qa, qb, qc, bow, strength, step, scale = np.repeat(table, counts, axis=1)
         t = u * ta
@@ -199,15 +214,15 @@ class Raster:
         taper = np.minimum(np.maximum(t, 0, out=t), strength, out=t)
         q2 = q * q
         # Compact stand-ins for exp(-q2) and a wider bell: no edge where the window ends.
-        groove = np.maximum(1 - .25 * q2, 0)
+        groove = np.maximum(1 - 0.25 * q2, 0)
         groove *= groove
         groove *= groove
         groove *= taper
-        shoulder = np.maximum(1 - .1 * q2, 0)
+        shoulder = np.maximum(1 - 0.1 * q2, 0)
         shoulder *= shoulder
         shoulder *= taper
-        shoulder *= .0035 + step * clamp(q, -2, 2)
-        relief = (shoulder - .0085 * groove) * scale
+        shoulder *= 0.0035 + step * clamp(q, -2, 2)
+        relief = (shoulder - 0.0085 * groove) * scale
         for (where, _), shape, count, end in zip(folds, shapes, counts, ends, strict=True):
-            self.height[where] += relief[end - count:end].reshape(shape)
-            self.cavity[where] += groove[end - count:end].reshape(shape)
+            self.height[where] += relief[end - count : end].reshape(shape)
+            self.cavity[where] += groove[end - count : end].reshape(shape)

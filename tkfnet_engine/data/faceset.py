@@ -72,6 +72,14 @@ class FaceSet:
         """Where image i comes from: its path."""
         return self._paths[self._index(i)]
 
+    def skipped_summary(self, most: int = 5) -> str:
+        """What was left out, in one line: "" if nothing was."""
+        if not self.skipped:
+            return ""
+        named = "; ".join(f"{path}: {reason}" for path, reason in self.skipped[:most])
+        more = f"; and {len(self.skipped) - most} more" if len(self.skipped) > most else ""
+        return f"{self.name}: left out {len(self.skipped)}: {named}{more}"
+
     def fingerprint(self) -> str:
         """SHA-256, hex, over names below the root, file sizes and labels: what was read, without reading it."""
         digest = hashlib.sha256()

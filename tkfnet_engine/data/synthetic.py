@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import DataError
-from ._face_actions import (EXPRESSIONS, Activation, FaceGeometry, draw_activation,
-                            face_geometry)
+from ._face_actions import EXPRESSIONS, Activation, FaceGeometry, draw_activation, face_geometry
 from ._face_camera import light_face, occlude, photograph
 from ._face_creases import draw_creases
 from ._face_difficulty import DIFFICULTY, Difficulty
@@ -23,8 +22,15 @@ from ._face_head import paint_glasses, paint_hair_front, paint_scene
 from ._face_person import Person, draw_person, draw_photo
 from ._face_raster import Raster
 
-__all__ = ["DIFFICULTY", "EXPRESSIONS", "Difficulty", "SyntheticFaces", "contact_sheet",
-           "expression_parameters", "render_face"]
+__all__ = [
+    "DIFFICULTY",
+    "EXPRESSIONS",
+    "Difficulty",
+    "SyntheticFaces",
+    "contact_sheet",
+    "expression_parameters",
+    "render_face",
+]
 
 SPLITS = ("train", "val", "test")
 # Subjects of a split are numbered from split_code << _SPLIT_SHIFT, so splits never share one.
@@ -34,12 +40,10 @@ _MIN_SIZE = 32
 
 def _check_int(name: str, value: object, low: int, high: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise DataError(f"{name}: received {value!r} ({type(value).__name__}), expected an "
-                        f"integer; pass int({name}).")
+        raise DataError(f"{name}: received {value!r} ({type(value).__name__}), expected an integer; pass int({name}).")
     if value < low or (high is not None and value > high):
         limit = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise DataError(f"{name}: received {value}, expected an integer {limit}; "
-                        "choose a value in that range.")
+        raise DataError(f"{name}: received {value}, expected an integer {limit}; choose a value in that range.")
     return int(value)
 
 
@@ -48,9 +52,15 @@ def _person(seed: int, identity: int) -> Person:
     return draw_person(seed, identity)
 
 
-def expression_parameters(identity: int, expression: int, take: int = 0, *, seed: int = 0,
-                          texture_only: bool = False, intensity: float | None = None
-                          ) -> tuple[FaceGeometry, Activation]:
+def expression_parameters(
+    identity: int,
+    expression: int,
+    take: int = 0,
+    *,
+    seed: int = 0,
+    texture_only: bool = False,
+    intensity: float | None = None,
+) -> tuple[FaceGeometry, Activation]:
     """Return (feature geometry, action units that fold the skin) of one picture.
 
     With texture_only the geometry is that of the unexpressive face of the same photograph,
@@ -65,9 +75,16 @@ def expression_parameters(identity: int, expression: int, take: int = 0, *, seed
     return face_geometry(person, rest if texture_only else shown), shown
 
 
-def render_face(identity: int, expression: int, take: int = 0, *, seed: int = 0,
-                size: int = 224, texture_only: bool = False,
-                intensity: float | None = None) -> np.ndarray:
+def render_face(
+    identity: int,
+    expression: int,
+    take: int = 0,
+    *,
+    seed: int = 0,
+    size: int = 224,
+    texture_only: bool = False,
+    intensity: float | None = None,
+) -> np.ndarray:
     """Render one aligned face crop.
 
     identity: non-negative subject number; fixes everything that belongs to the person.
@@ -79,13 +96,13 @@ def render_face(identity: int, expression: int, take: int = 0, *, seed: int = 0,
     Raises DataError (a ValueError) for arguments out of range.
     """
     size = _check_int("size", size, _MIN_SIZE, 4096)
-    geometry, folds = expression_parameters(identity, expression, take, seed=seed,
-                                            texture_only=texture_only, intensity=intensity)
+    geometry, folds = expression_parameters(
+        identity, expression, take, seed=seed, texture_only=texture_only, intensity=intensity
+    )
     person = _person(int(seed), int(identity))
     photo = draw_photo(int(seed), int(identity), int(take), DIFFICULTY)
     canvas = Raster(size, photo)
-    paint_scene(canvas, person, geometry, photo,
-                np.random.default_rng([int(seed), int(identity), int(take), 9]))
+    paint_scene(canvas, person, geometry, photo, np.random.default_rng([int(seed), int(identity), int(take), 9]))
     draw_creases(canvas, person, geometry, folds)
     paint_mouth(canvas, person, geometry)
     paint_eyes(canvas, person, geometry, photo)
@@ -104,14 +121,14 @@ class SyntheticFaces:
     between the splits of one seed. Raises DataError (a ValueError) for bad arguments.
     """
 
-    def __init__(self, n: int = 3500, seed: int = 0, split: str = "train", size: int = 224,
-                 texture_only: bool = False) -> None:
+    def __init__(
+        self, n: int = 3500, seed: int = 0, split: str = "train", size: int = 224, texture_only: bool = False
+    ) -> None:
         self._n = _check_int("n", n, 1)
         self.seed = _check_int("seed", seed, 0)
         self.size = _check_int("size", size, _MIN_SIZE, 4096)
         if split not in SPLITS:
-            raise DataError(f"split: received {split!r}, expected one of {', '.join(SPLITS)}; "
-                            "pass one of these names.")
+            raise DataError(f"split: received {split!r}, expected one of {', '.join(SPLITS)}; pass one of these names.")
         self.split = split
         self.texture_only = bool(texture_only)
         index = np.arange(self._n, dtype=np.int64)
@@ -132,16 +149,23 @@ class SyntheticFaces:
     def image(self, i: int) -> np.ndarray:
         """Sample i as uint8 [size, size, 3], RGB."""
         i = self._index(i)
-        return render_face(int(self.groups[i]), int(self.labels[i]), take=i, seed=self.seed,
-                           size=self.size, texture_only=self.texture_only)
+        return render_face(
+            int(self.groups[i]),
+            int(self.labels[i]),
+            take=i,
+            seed=self.seed,
+            size=self.size,
+            texture_only=self.texture_only,
+        )
 
     def source(self, i: int) -> str:
         """Where sample i comes from, in words that identify it."""
         return f"synthetic:seed={self.seed},split={self.split},index={self._index(i)}"
 
 
-def contact_sheet(people: int = 8, seed: int = 0, size: int = 128, *,
-                  intensity: float | None = None, texture_only: bool = False) -> Image.Image:
+def contact_sheet(
+    people: int = 8, seed: int = 0, size: int = 128, *, intensity: float | None = None, texture_only: bool = False
+) -> Image.Image:
     """One row per person, one column per expression, with column titles; an RGB image."""
     people = _check_int("people", people, 1)
     size = _check_int("size", size, _MIN_SIZE, 4096)
@@ -151,7 +175,8 @@ def contact_sheet(people: int = 8, seed: int = 0, size: int = 128, *,
     for column, title in enumerate(EXPRESSIONS):
         pen.text((column * size + 6, 3), title, fill="black")
         for row in range(people):
-            face = render_face(row, column, take=column, seed=seed, size=size,
-                               intensity=intensity, texture_only=texture_only)
+            face = render_face(
+                row, column, take=column, seed=seed, size=size, intensity=intensity, texture_only=texture_only
+            )
             sheet.paste(Image.fromarray(face), (column * size, header + row * size))
     return sheet

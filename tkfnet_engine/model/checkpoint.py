@@ -103,7 +103,8 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         raise CheckpointError(f"{path}: got labels {labels!r}, expected {model.config.classes} names")
     expected = model.state_dict()
     wrong = sorted(
-        name for name in expected.keys() | tensors.keys()
+        name
+        for name in expected.keys() | tensors.keys()
         if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
     )
     if wrong:

@@ -44,7 +44,11 @@ def _with(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> nn.Conv
         new: nn.Conv2d | nn.Linear = nn.Linear(weight.shape[1], weight.shape[0])
     else:
         new = nn.Conv2d(
-            weight.shape[1] * layer.groups, weight.shape[0], layer.kernel_size, layer.stride, layer.padding,
+            weight.shape[1] * layer.groups,
+            weight.shape[0],
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
             groups=layer.groups,
         )
     new.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)

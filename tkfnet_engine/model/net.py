@@ -1,6 +1,6 @@
 """TKFNet, the reference: plain PyTorch, exactly the published network.
 
-    normalised RGB [N, 3, H, W] -> ResNet -> TAFE -> DCIF -> global mean -> three-layer classifier -> [N, 7]
+normalised RGB [N, 3, H, W] -> ResNet -> TAFE -> DCIF -> global mean -> three-layer classifier -> [N, 7]
 """
 
 from __future__ import annotations

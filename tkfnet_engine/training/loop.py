@@ -7,6 +7,7 @@ the same steps as one that was never interrupted.
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -25,7 +26,6 @@ from ..data.transforms import augment
 from ..errors import CheckpointError, UsageError
 from ..metrics import Scores, confusion_matrix
 from ..model.net import TKFNet, normalise
-from ..spec import Preprocessing
 from .recipe import Recipe
 
 SAVE_EVERY_S = 120.0
@@ -64,10 +64,11 @@ class Trainer:
         self.accelerator, self.recipe, self.seed = accelerator, recipe, seed
         self.train_faces, self.validation_faces = train, validation
         self.state_path, self.identity = state_path, identity
-        self.per_process = recipe.batch // accelerator.num_processes
-        if self.per_process < 2:
+        self.per_process, rest = divmod(recipe.batch, accelerator.num_processes)
+        if rest or self.per_process < 2:
             raise UsageError(
-                f"batch {recipe.batch} over {accelerator.num_processes} processes: expected at least 2 per process"
+                f"batch {recipe.batch} over {accelerator.num_processes} processes: expected the same number, at least "
+                "2, for each; change --batch"
             )
         # A last batch that is not full would give batch norm other statistics: it is left out.
         self.steps_per_epoch = len(train) // (self.per_process * accelerator.num_processes)
@@ -91,9 +92,19 @@ class Trainer:
             size = self.recipe.size_of(self.state.epoch)
             started = time.monotonic()
             loss = self._epoch(size)
+            if not math.isfinite(loss):
+                raise CheckpointError(
+                    f"training diverged in epoch {self.state.epoch + 1}: the loss is {loss}; lower --lr, and start "
+                    "afresh with --restart"
+                )
             scores = self.evaluate(self._cached(self.validation_faces, size), self.validation_faces.labels)
             self.state.history.append(
-                {"epoch": self.state.epoch, "size": size, "loss": round(loss, 4), "validation_accuracy": scores.accuracy}
+                {
+                    "epoch": self.state.epoch,
+                    "size": size,
+                    "loss": round(loss, 4),
+                    "validation_accuracy": scores.accuracy,
+                }
             )
             if size == last_size and scores.accuracy > self.state.best_accuracy:
                 self.state.best_accuracy = scores.accuracy
@@ -157,6 +168,10 @@ class Trainer:
     def evaluate(self, images: np.ndarray, labels: np.ndarray) -> Scores:
         """Scores of the current parameters; images: uint8 [N, S, S, 3]. The processes share the work."""
         self.raw.eval()
+        if self.accelerator.num_processes > 1:
+            # Batch norm's running statistics are each process's own; the first one's are saved, so they are scored.
+            for buffer in self.raw.buffers():
+                torch.distributed.broadcast(buffer, 0)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = np.arange(len(images))[rank::world]
         matrix = np.zeros((self.raw.config.classes,) * 2, np.int64)

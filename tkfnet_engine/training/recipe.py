@@ -81,7 +81,9 @@ class Recipe:
         try:
             stages = tuple((int(a), int(b)) for a, b in (part.split("x") for part in text.split(",")))
         except ValueError:
-            raise UsageError(f"stages: got {text!r}, expected SIZExEPOCHS[,SIZExEPOCHS..] such as 112x8,224x2") from None
+            raise UsageError(
+                f"stages: got {text!r}, expected SIZExEPOCHS[,SIZExEPOCHS..] such as 112x8,224x2"
+            ) from None
         return replace(self, stages=stages)
 
 

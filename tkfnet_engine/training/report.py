@@ -25,7 +25,13 @@ def confusion_png(scores: Scores, labels: tuple[str, ...], title: str) -> bytes:
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         axes.text(
-            column, row, count, ha="center", va="center", fontsize=9, color="white" if share[row, column] > 0.5 else "black"
+            column,
+            row,
+            count,
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if share[row, column] > 0.5 else "black",
         )
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right")
     axes.set_yticks(range(len(labels)), labels)
@@ -35,7 +41,9 @@ def confusion_png(scores: Scores, labels: tuple[str, ...], title: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_report(path: str | os.PathLike, scores: Scores, labels: tuple[str, ...], training: dict[str, Any]) -> list[str]:
+def write_report(
+    path: str | os.PathLike, scores: Scores, labels: tuple[str, ...], training: dict[str, Any]
+) -> list[str]:
     """Writes `<path stem>.confusion.png` and `<path stem>.report.json`; returns their paths."""
     stem = os.path.splitext(path)[0]
     title = f"{scores.accuracy:.1%} of {sum(map(sum, scores.confusion))} test images"
