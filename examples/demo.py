@@ -1,6 +1,6 @@
 """The whole way once: train a little, build the shipped reference, verify it, predict, time. `make demo`.
 
-Each step prints the command it runs, so that it can be run again by hand.
+Each step prints the command it runs; the files stay in the folder it writes to.
 """
 
 from __future__ import annotations

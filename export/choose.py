@@ -20,26 +20,39 @@ BATCHES = (1, 8, 32)
 ROUNDS = 2
 # Samples per batch size and round; a median needs no more.
 SAMPLES = 12
+TIMEOUT_S = 600.0
 
 # Milliseconds by batch size, by backend.
 Timing = dict[str, dict[int, float]]
 
 
-def time_engines(paths: Mapping[str, str], max_batch: int) -> Timing:
-    """Median latency, in milliseconds, of each engine file at each batch size."""
+def time_engines(paths: Mapping[str, str], max_batch: int) -> tuple[Timing, dict[str, str]]:
+    """Median latency, in milliseconds, of each engine file at each batch size; and why others have none."""
     batches = [b for b in BATCHES if b <= max_batch]
     turns = [name for _ in range(ROUNDS) for name in paths]
     measured: dict[str, list[dict[int, float]]] = {name: [] for name in paths}
+    failed: dict[str, str] = {}
     for name in progress(turns, "timing the backends"):
-        measured[name].append(_time(name, paths[name], batches))
-    return {n: {b: statistics.median(r[b] for r in rounds) for b in batches} for n, rounds in measured.items()}
+        if name in failed:
+            continue
+        try:
+            measured[name].append(_time(name, paths[name], batches))
+        except BackendError as error:
+            failed[name] = str(error)
+            del measured[name]
+    timing = {n: {b: statistics.median(r[b] for r in rounds) for b in batches} for n, rounds in measured.items()}
+    return timing, failed
 
 
 def _time(name: str, path: str, batches: list[int]) -> dict[int, float]:
     command = [sys.executable, "-m", "tkfnet_engine.bench", path, "--json", "--samples", str(SAMPLES), "--batch"]
-    result = subprocess.run([*command, *map(str, batches)], capture_output=True, text=True)
+    try:
+        result = subprocess.run([*command, *map(str, batches)], capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise BackendError(f"backend {name} verified but did not finish being timed in {TIMEOUT_S:.0f} s") from None
     if result.returncode:
-        raise BackendError(f"backend {name} verified but could not be timed: {result.stderr.strip()[-500:]}")
+        last = result.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        raise BackendError(f"backend {name} verified but ended with {result.returncode} when timed: {last[0]}")
     return {row["batch"]: row["p50_ms"] for row in json.loads(result.stdout)["results"]}
 
 

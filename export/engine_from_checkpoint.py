@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import platform
 import tempfile
@@ -17,9 +19,10 @@ from ..backends.registry import BACKENDS, GRAPH, WEIGHTS, backend_info, open_bac
 from ..bundle import read_facts, write_bundle
 from ..console import say
 from ..errors import BackendError, UsageError, VerificationError
+from ..hardware import processor_name
 from ..model.checkpoint import Checkpoint
 from ..model.fold import FoldedTKFNet, fold
-from .choose import Timing, fastest, time_engines
+from .choose import fastest, time_engines
 from .onnx_from_torch import bytes_from_onnx, onnx_from_folded
 from .verify import VerificationSet, verification_set, verify
 
@@ -85,7 +88,8 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
         raise next(iter(failed.values()))
     if request.backend == "auto":
         chosen, choice = _choose(drafts, request)
-        drafts[chosen].facts["choice"] = {**choice, "left_out": {n: str(e) for n, e in failed.items()}}
+        choice["left_out"] |= {name: str(error) for name, error in failed.items()}
+        drafts[chosen].facts["choice"] = choice
     else:
         chosen = request.backend
     write_bundle(out, drafts[chosen].tensors, drafts[chosen].facts)
@@ -112,7 +116,10 @@ def _check(name: str, request: Request) -> None:
             "leave --device out, or choose another backend"
         )
     if request.precision not in info.precisions:
-        raise UsageError(f"--backend {name}: got precision {request.precision}, expected {', '.join(info.precisions)}")
+        raise UsageError(
+            f"--backend {name}: got precision {request.precision}, expected {' or '.join(info.precisions)}; choose one "
+            "of them, or another backend"
+        )
     if reason := why_unavailable(name):
         raise BackendError(f"backend {name}: {reason}")
 
@@ -130,13 +137,19 @@ def _lower(network: FoldedTKFNet, name: str, checkpoint: Checkpoint, request: Re
         "device": request.device,
         "max_batch": request.max_batch,
         "versions": _versions(name),
-        "hardware": {"machine": platform.machine(), "processor": processor_name()},
-        "checkpoint": {"sha256": checkpoint.sha256, "training": _summary(checkpoint.training)},
+        "hardware": _hardware(request.device),
+        "checkpoint": {"sha256": checkpoint.sha256, "test": checkpoint.training.get("test")},
     }
     if backend_info(name).artefact == GRAPH:
-        return Draft(facts, {GRAPH: bytes_from_onnx(onnx_from_folded(network, core))})
+        return Draft(facts, {GRAPH: _graph(network, json.dumps(core))})
     weights = {WEIGHTS + k: v.numpy() for k, v in network.state_dict().items()}
     return Draft(facts, weights)
+
+
+@functools.lru_cache(maxsize=1)
+def _graph(network: FoldedTKFNet, core: str) -> bytes:
+    """The ONNX graph, exported once for all backends of a build that run it. core: its facts as JSON."""
+    return bytes_from_onnx(onnx_from_folded(network, json.loads(core)))
 
 
 def _verified(draft: Draft, expected: VerificationSet, request: Request) -> dict[str, Any]:
@@ -156,7 +169,11 @@ def _choose(drafts: Mapping[str, Draft], request: Request) -> tuple[str, dict[st
         for name, draft in drafts.items():
             paths[name] = os.path.join(folder, f"{name}.tkf")
             write_bundle(paths[name], draft.tensors, draft.facts)
-        timing: Timing = time_engines(paths, request.max_batch)
+        timing, failed = time_engines(paths, request.max_batch)
+    for name, reason in failed.items():
+        say(f"{name}: left out: {reason}")
+    if not timing:
+        raise BackendError("; ".join(failed.values()))
     chosen = fastest(timing)
     for name in timing:
         say(f"{name}: " + ", ".join(f"batch {b}: {ms:.2f} ms" for b, ms in timing[name].items()))
@@ -167,6 +184,7 @@ def _choose(drafts: Mapping[str, Draft], request: Request) -> tuple[str, dict[st
         "chosen": chosen,
         "by": "geometric mean of p50 over batches",
         "p50_ms": record,
+        "left_out": failed,
     }
 
 
@@ -182,18 +200,11 @@ def _versions(backend: str) -> dict[str, str]:
     return found
 
 
-def _summary(training: dict[str, Any]) -> dict[str, Any]:
-    """Of the training record what a user of the engine asks for; the checkpoint keeps the rest."""
-    return {k: training[k] for k in ("command", "data", "seed", "test") if k in training}
+def _hardware(device: str) -> dict[str, str]:
+    """The machine that builds: a verification's last digits and a measured choice are its own."""
+    found = {"machine": platform.machine(), "processor": processor_name()}
+    if device == "cuda":
+        import torch
 
-
-def processor_name() -> str:
-    """The processor's model name."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        found["accelerator"] = torch.cuda.get_device_name()
+    return found

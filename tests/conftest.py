@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,22 @@ import numpy as np
 import pytest
 
 SMALL = 64
+
+
+@contextmanager
+def _torch_threads_kept():
+    """The torch backends set the process's number of threads; other tests should not notice."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    yield
+    if torch and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def torch_threads():
+    with _torch_threads_kept():
+        yield
 
 
 def narrow_checkpoint(path: Path, size: int, seed: int = 0) -> Path:
@@ -140,7 +158,7 @@ def build(remembered_data):
         from tkfnet_engine.export.engine_from_checkpoint import Request, build_engine
         from tkfnet_engine.model.checkpoint import load_checkpoint
 
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, _torch_threads_kept():
             patch.setattr("tkfnet_engine.export.verify.open_data", remembered_data)
             return build_engine(load_checkpoint(checkpoint), Request(precision, backend, "cpu", max_batch), out)
 

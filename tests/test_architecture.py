@@ -19,7 +19,7 @@ FOLDERS = {"tkfnet_engine": PACKAGE, "kernels": f"{PACKAGE}.kernels", "export": 
 LAYERS = (
     ("errors",),
     ("spec",),
-    ("preprocess", "compare", "bundle", "metrics", "console", "atomic", "strict_json"),
+    ("preprocess", "compare", "bundle", "metrics", "console", "atomic", "strict_json", "hardware"),
     ("kernels", "model"),
     ("data", "backends", "training"),
     ("engine",),

@@ -318,11 +318,12 @@ def parses_as_its_header_says(path: Path, content: bytes) -> bool:
     return covered == len(body) - 32
 
 
-def test_random_mutations(ram_target, small):
-    rng = random.Random(20_000)
+@pytest.mark.parametrize("turns", [20_000, pytest.param(200_000, marks=pytest.mark.soak)])
+def test_random_mutations(ram_target, small, turns):
+    rng = random.Random(turns)
     codes: dict[str | None, int] = {}
     accepted = 0
-    for turn in range(20_000):
+    for turn in range(turns):
         content = mutated(rng, small)
         reseal = turn % 2 and len(content) >= 32
         if reseal:

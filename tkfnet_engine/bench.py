@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .backends.registry import usable_cores
 from .console import Parser, emit_json, progress, run_command
 from .engine import Engine
 from .errors import UsageError
+from .hardware import processor_name, usable_cores
 
+MAX_BATCH = 4096
 WARM_UP_S = 0.5
 WARM_UP_RUNS = 3
 # A percentile needs samples beyond it: with fewer than these it is left out.
@@ -34,7 +35,7 @@ def parser() -> Parser:
 
 
 def time_batch(engine: Engine, batch: int, samples: int) -> dict[str, Any]:
-    """Latency of `engine.logits` on random pixels, host to host, in milliseconds; new pixels for every run."""
+    """Latency of `engine.logits` on random pixels, host to host, in milliseconds; four batches in turn."""
     size = engine.info["preprocessing"]["size"]
     draw = np.random.default_rng(batch)
     inputs = [draw.integers(0, 256, (batch, size, size, 3), np.uint8) for _ in range(4)]
@@ -66,6 +67,7 @@ def environment(engine: Engine) -> dict[str, Any]:
         "versions": facts.get("versions"),
         "built_on": facts.get("hardware"),
         "machine": platform.machine(),
+        "processor": processor_name(),
         "cores": usable_cores(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
@@ -73,8 +75,10 @@ def environment(engine: Engine) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    if min(args.batch) < 1 or args.samples < 1:
-        raise UsageError(f"--batch {args.batch} --samples {args.samples}: expected whole numbers from 1")
+    if not 1 <= min(args.batch) <= max(args.batch) <= MAX_BATCH or args.samples < 1:
+        raise UsageError(
+            f"--batch {args.batch} --samples {args.samples}: expected 1 to {MAX_BATCH}, and samples from 1"
+        )
     with Engine.load(args.engine, backend=args.backend, threads=args.threads) as engine:
         facts = environment(engine) | {"threads": args.threads or usable_cores()}
         results = [time_batch(engine, batch, args.samples) for batch in args.batch]

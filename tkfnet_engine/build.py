@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from .backends.registry import BACKENDS
+from .bundle import SUFFIX
 from .console import Parser, run_command, say
 from .errors import UsageError, VerificationError
 
@@ -21,7 +22,12 @@ def parser() -> Parser:
     for flag, name in (("--fp32", "float32"), ("--fp16", "float16"), ("--int8", "int8")):
         precision.add_argument(flag, dest="precision", action="store_const", const=name)
     p.set_defaults(precision="float32")
-    p.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="auto times what is installed")
+    p.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", *BACKENDS),
+        help="auto times the installed ones that run without PyTorch",
+    )
     p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     p.add_argument("--max-batch", type=int, default=32, metavar="N", help="largest batch in one run (default 32)")
     p.add_argument("--verify-data", metavar="DATA", help="test images to verify on (default: rendered faces)")
@@ -40,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--int8: not yet built by this version; use --fp16 or --fp32")
     if not 1 <= args.max_batch <= 4096:
         raise UsageError(f"--max-batch: got {args.max_batch}, expected 1 to 4096")
-    out = args.out or f"tkfnet-{args.precision}.tkf"
-    if not out.endswith(".tkf"):
-        raise UsageError(f"--out: got {out!r}, expected a name that ends in .tkf")
+    out = args.out or f"tkfnet-{args.precision}{SUFFIX}"
+    if not out.endswith(SUFFIX):
+        raise UsageError(f"--out: got {out!r}, expected a name that ends in {SUFFIX}; change it")
     folder = os.path.dirname(os.path.abspath(out))
     if not os.path.isdir(folder):
         raise UsageError(f"--out: the folder {folder} is not there; make it first")
@@ -68,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"building for the {'GPU' if device == 'cuda' else 'CPU'}: {why}")
     if device == "cpu" and args.precision == "float16":
         say("float16 on a CPU: the engine stores FP16 and rounds to it; most processors compute it in float32")
-    checkpoint = load_checkpoint(args.checkpoint or reference_checkpoint())
-    if not args.checkpoint:
+    checkpoint = load_checkpoint(reference_checkpoint() if args.checkpoint is None else args.checkpoint)
+    if args.checkpoint is None:
         say("no --checkpoint: using the shipped reference, trained on rendered faces only (docs/reference.md)")
     request = Request(args.precision, args.backend, device, args.max_batch, args.verify_data)
     try:

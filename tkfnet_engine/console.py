@@ -61,6 +61,14 @@ def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iter
         total = len(items)  # type: ignore[arg-type]
     terminal = sys.stderr.isatty()
     pause = 0.2 if terminal else 10.0
+    try:
+        yield from _shown(items, what, total, terminal, pause)
+    finally:
+        if terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _shown(items: Iterable[Item], what: str, total: int, terminal: bool, pause: float) -> Iterator[Item]:
     start = shown = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
@@ -71,5 +79,3 @@ def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iter
             left = math.ceil((total - done) / rate)
             text = f"{what}: {done}/{total} ({done / max(total, 1):.0%}), {rate:.3g}/s, {left} s left"
             print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
-    if terminal and shown != start:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

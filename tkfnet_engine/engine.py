@@ -77,6 +77,11 @@ class Engine:
         return cls(facts, open_backend(name, facts, bundle, chosen, threads), name, chosen)
 
     @property
+    def input_size(self) -> int:
+        """The side, in pixels, of the network's square input."""
+        return self._preprocessing.size
+
+    @property
     def info(self) -> dict[str, Any]:
         """The facts of the engine file, and under "running" what was opened of it."""
         return {**self._facts, "running": {"backend": self.backend, "device": self.device}}
@@ -87,7 +92,7 @@ class Engine:
         More than the engine's `max_batch` images run in parts. `ImageError` for another shape or dtype,
         `BackendError` if the answer is not finite or the engine is closed.
         """
-        size, classes = self._preprocessing.size, len(self.labels)
+        size, classes = self.input_size, len(self.labels)
         if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8 or batch.shape[1:] != (size, size, 3):
             got = f"{batch.dtype} {list(batch.shape)}" if isinstance(batch, np.ndarray) else type(batch).__name__
             raise ImageError(
@@ -109,7 +114,7 @@ class Engine:
 
     def predict(self, images: Sequence[np.ndarray] | np.ndarray) -> Prediction:
         """Expressions of uint8 RGB face crops: a list of [H, W, 3] of any size, or an array [N, H, W, 3]."""
-        batch = stack_crops(images, self._preprocessing.size)
+        batch = stack_crops(images, self.input_size)
         return Prediction(softmax(self.logits(batch)), self.labels)
 
     def close(self) -> None:

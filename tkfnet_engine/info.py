@@ -53,7 +53,7 @@ def _text(path: str, facts: dict[str, Any]) -> str:
             f"{name} " + ", ".join(f"{ms} ms at {b}" for b, ms in by_batch.items())
             for name, by_batch in choice["p50_ms"].items()
         )
-        rows.append(("chosen by", f"{choice['by']}: {timed or 'the only candidate'}"))
+        rows.append(("chosen by", f"{choice['by']}: {timed}"))
     if report:
         rows.append(
             (

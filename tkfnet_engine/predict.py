@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+
+import numpy as np
 
 from .console import Parser, emit_json, run_command
 from .engine import Engine, Prediction
 from .errors import UsageError
-from .preprocess import crop_box, decode_image
+from .preprocess import crop_box, decode_image, resize_crop
 
 BATCH = 32
 
@@ -39,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = []
         for start in range(0, len(args.images), BATCH):
             names = args.images[start : start + BATCH]
-            crops = [decode_image(name) for name in names]
-            if box:
-                crops = [crop_box(crop, box) for crop in crops]
+            # Shrunk one by one: a batch of decoded photographs would take gigabytes.
+            crops = [_crop(name, box, engine.input_size) for name in names]
             results += _rows(names, engine.predict(crops))
     if args.json:
         emit_json(results)
@@ -50,10 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _crop(name: str, box: tuple[int, int, int, int] | None, size: int) -> np.ndarray:
+    image = decode_image(name)
+    return resize_crop(crop_box(image, box) if box else image, size)
+
+
 def _rows(sources: Sequence[str], prediction: Prediction) -> list[dict]:
     return [
         {
-            "source": source,
+            # A name that is no text (bytes of another encoding) is shown with those bytes escaped.
+            "source": os.fsencode(source).decode("utf-8", "backslashreplace"),
             "label": label,
             "probabilities": {name: float(p) for name, p in zip(prediction.class_names, row)},
         }

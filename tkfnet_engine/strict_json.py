@@ -10,7 +10,7 @@ It is RFC 8259, in UTF-8, and less:
   before the parse, because Python's parser recurses and converts any number of digits
 
 `1`, `1.0` and `1e0` stay apart: the first is an int, the others are floats. `true` is a bool and no number.
-The engine file is read with it, in Python and in C++; docs/engine-file.md refers to these rules.
+The engine file is read with it, whatever the reader's language; docs/engine-file.md refers to these rules.
 """
 
 from __future__ import annotations

@@ -7,17 +7,22 @@ the same command is given again.
 
 from __future__ import annotations
 
+import argparse
 import os
-import platform
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .console import Parser, run_command, say
 from .data import GRAMMAR, open_data
 from .errors import UsageError
+from .hardware import processor_name, usable_cores
+
+if TYPE_CHECKING:
+    from .model.net import TKFNet
+    from .training.recipe import Recipe
 
 
 def parser() -> Parser:
@@ -38,18 +43,17 @@ def parser() -> Parser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--half", action="store_true", help="store convolution and linear weights in float16")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    p.add_argument("--restart", action="store_true", help="discard an interrupted training of the same --out")
+    p.add_argument(
+        "--restart", action="store_true", help="discard an interrupted or finished training of the same --out"
+    )
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    if not args.out.endswith(".safetensors"):
-        raise UsageError(f"--out: got {args.out!r}, expected a name that ends in .safetensors")
-    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(args.out))):
-        raise UsageError(f"--out: the folder {folder} is not there; make it first")
-    if args.seed < 0:
-        raise UsageError(f"--seed: got {args.seed}, expected a whole number from 0")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(arguments)
+    state_path = args.out + ".training"
+    _check(args, state_path)
     try:
         import accelerate
         import matplotlib  # noqa: F401  (drawn with at the end: better to know now)
@@ -60,54 +64,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) from None
 
     from .data.cache import load_all
-    from .model.checkpoint import load_backbone_file, load_checkpoint, save_checkpoint
-    from .model.net import TKFNet
-    from .spec import LABELS, TKFNetConfig
+    from .model.checkpoint import round_to_half, save_checkpoint
+    from .spec import LABELS, Preprocessing
     from .training.loop import Trainer
-    from .training.recipe import PRESETS
     from .training.report import write_report
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: got no usable NVIDIA GPU, expected one; use --device cpu")
     cuda = args.device != "cpu" and torch.cuda.is_available()
     # BF16 needs no loss scaling, so a resumed training has no scaler state to lose.
-    half = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp16"
+    half = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     accelerator = accelerate.Accelerator(cpu=not cuda, mixed_precision=half if cuda else "no")
 
-    recipe = PRESETS[args.preset]
-    if args.stages:
-        recipe = recipe.with_stages(args.stages)
-    recipe = replace(
-        recipe,
-        batch=recipe.batch if args.batch is None else args.batch,
-        lr=recipe.lr if args.lr is None else args.lr,
-    )
-    config = TKFNetConfig(args.backbone, args.width, args.pool, not args.no_tafe, not args.no_dcif, classes=len(LABELS))
-    train, validation, test = (open_data(args.data, split) for split in ("train", "val", "test"))
-
-    for faces in (train, validation, test):
-        if faces.skipped and accelerator.is_main_process:
-            say(faces.skipped_summary())
-
-    torch.manual_seed(args.seed)
-    model = TKFNet(config)
-    if args.init:
-        initial = load_checkpoint(args.init)
-        if initial.model.config != config:
-            raise UsageError(f"--init {args.init}: got {initial.model.config}, expected {config}")
-        model.load_state_dict(initial.model.state_dict())
-    if args.backbone_weights:
-        say(f"{args.backbone_weights}: {load_backbone_file(model, args.backbone_weights)}")
-
-    state_path = args.out + ".training"
-    if args.restart and accelerator.is_main_process and os.path.exists(state_path):
-        os.remove(state_path)
+    recipe = _recipe(args)
+    train, validation, test = sets = [open_data(args.data, split) for split in ("train", "val", "test")]
+    model, start = _model(args)
+    if accelerator.is_main_process:
+        for line in (*(faces.skipped_summary() for faces in sets), *start):
+            if line:
+                say(line)
+        if args.restart and os.path.exists(state_path):
+            os.remove(state_path)
     accelerator.wait_for_everyone()
     identity = {
         "data": args.data,
         "train_fingerprint": train.fingerprint(),
         "recipe": recipe.to_dict(),
-        "model": config.to_dict(),
+        "model": model.config.to_dict(),
         "seed": args.seed,
         "start": [args.init or "", args.backbone_weights or ""],
         "processes": accelerator.num_processes,
@@ -116,25 +99,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer.resume()
     if accelerator.is_main_process:
         say(f"{len(train)} training, {len(validation)} validation, {len(test)} test images; {recipe}")
-    started = time.monotonic()
     state = trainer.run()
 
-    scores = trainer.evaluate(load_all(test, recipe.stages[-1][0]), test.labels)
+    if args.half:
+        # The test scores are of the parameters that are stored.
+        round_to_half(model)
+    size = recipe.stages[-1][0]
+    scores = trainer.evaluate(load_all(test, size), test.labels)
     if accelerator.is_main_process:
         training = {
-            "command": "python -m tkfnet_engine.train " + shlex.join(argv if argv is not None else sys.argv[1:]),
+            "command": f"python -m tkfnet_engine.train {shlex.join(arguments)}",
             "data": args.data,
             "train_images": len(train),
             "recipe": recipe.to_dict(),
             "seed": args.seed,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {'CUDA' if cuda else 'CPU'}",
+            "machine": f"{torch.cuda.get_device_name() if cuda else processor_name()}, {usable_cores()} cores",
             "torch": torch.__version__,
-            "seconds": round(time.monotonic() - started),
+            "seconds": round(state.seconds),
             "history": state.history,
             "validation_accuracy": state.best_accuracy,
             "test": scores.to_dict(),
         }
-        save_checkpoint(args.out, model, training, half=args.half)
+        save_checkpoint(args.out, model, training, Preprocessing(size=size), half=args.half)
         written = write_report(args.out, scores, LABELS, training)
         os.remove(state_path)
         say(f"test: {scores}")
@@ -142,6 +128,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
+
+
+def _check(args: argparse.Namespace, state_path: str) -> None:
+    """What is wrong with the arguments themselves, before anything slow."""
+    if not args.out.endswith(".safetensors"):
+        raise UsageError(f"--out: got {args.out!r}, expected a name that ends in .safetensors; change it")
+    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(args.out))):
+        raise UsageError(f"--out: the folder {folder} is not there; make it first")
+    if os.path.exists(args.out) and not os.path.exists(state_path) and not args.restart:
+        raise UsageError(
+            f"--out: {args.out} is there, a finished training; give --restart to replace it, or another name"
+        )
+    if not 0 <= args.seed < 2**32:
+        raise UsageError(f"--seed: got {args.seed}, expected a whole number from 0 to 4294967295")
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    from .training.recipe import PRESETS
+
+    recipe = PRESETS[args.preset]
+    if args.stages:
+        recipe = recipe.with_stages(args.stages)
+    return replace(
+        recipe,
+        batch=recipe.batch if args.batch is None else args.batch,
+        lr=recipe.lr if args.lr is None else args.lr,
+    )
+
+
+def _model(args: argparse.Namespace) -> tuple[TKFNet, list[str]]:
+    """The network to train from its start, and what to tell of that start."""
+    import torch
+
+    from .model.checkpoint import load_backbone_file, load_checkpoint
+    from .model.net import TKFNet
+    from .spec import TKFNetConfig
+
+    torch.manual_seed(args.seed)
+    config = TKFNetConfig(args.backbone, args.width, args.pool, not args.no_tafe, not args.no_dcif)
+    model = TKFNet(config)
+    if args.init:
+        initial = load_checkpoint(args.init).model
+        if initial.config != config:
+            raise UsageError(
+                f"--init {args.init}: got {initial.config}, expected {config}; give the same network's flags"
+            )
+        model.load_state_dict(initial.state_dict())
+    if args.backbone_weights:
+        return model, [f"{args.backbone_weights}: {load_backbone_file(model, args.backbone_weights)}"]
+    return model, []
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def open_runner(facts: Mapping[str, Any], artefacts: Artefacts, device: str, thr
     import torch
 
     torch.set_num_threads(threads)
-    # One program per batch size; the default limit of 8 would fall back to eager without a word.
+    # One program per batch size. The default is to fall back to eager after 8, without a word.
     torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     return CompiledRunner(folded_network(facts, artefacts, device), device)

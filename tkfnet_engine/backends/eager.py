@@ -1,4 +1,7 @@
-"""PyTorch, eager, on the folded network: CPU in channels-last, or CUDA."""
+"""PyTorch, eager, on the folded network: CPU in channels-last, or CUDA.
+
+PyTorch's thread count and TF32 switch belong to the process: opening an engine here sets both for all of it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,12 @@ def folded_network(facts: Mapping[str, Any], artefacts: Artefacts, device: str):
     from ..model.net import TKFNet
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise BackendError("device cuda: got no usable NVIDIA GPU, expected one; use device='cpu'")
+        raise BackendError(
+            "this engine was built for an NVIDIA GPU and none is usable here; build one for this machine with "
+            "`python -m tkfnet_engine.build --device cpu`"
+        )
+    # A float32 engine computes in float32: TF32 convolutions are another precision than the one asked for.
+    torch.backends.cudnn.allow_tf32 = False
     network = fold(TKFNet(TKFNetConfig.from_dict(facts["model"])), Preprocessing.from_dict(facts["preprocessing"]))
     if facts["precision"] == "float16":
         network.half()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import BackendError, UsageError
+from ..errors import BackendError, TkfnetError, UsageError
+from ..hardware import usable_cores
 
 GRAPH = "graph.onnx"
 WEIGHTS = "weights/"
@@ -112,9 +112,30 @@ def why_unavailable(name: str) -> str | None:
     return f"it needs {', '.join(missing)}, which is not installed; {info.install}" if missing else None
 
 
-def usable_cores() -> int:
-    """Processors this process may run on (a container's share, not the machine's)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class _Named:
+    """A runner whose failures say which backend failed: each library has exception classes of its own."""
+
+    def __init__(self, name: str, runner: Runner):
+        self._name, self._runner = name, runner
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        try:
+            return self._runner.run(images)
+        except TkfnetError:
+            raise
+        except Exception as error:
+            raise BackendError(
+                f"backend {self._name} failed on {len(images)} images: {_first_line(error)}; try a smaller batch, or "
+                "another backend"
+            ) from error
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def open_backend(name: str, facts: Mapping[str, Any], artefacts: Artefacts, device: str, threads: int | None) -> Runner:
@@ -126,13 +147,24 @@ def open_backend(name: str, facts: Mapping[str, Any], artefacts: Artefacts, devi
     if reason := why_unavailable(name):
         raise BackendError(f"backend {name}: {reason}")
     if device not in info.devices:
-        raise BackendError(f"backend {name}: got device {device!r}, expected one of {', '.join(info.devices)}")
+        raise BackendError(
+            f"backend {name}: got device {device!r}, expected {' or '.join(info.devices)}; leave device out, or choose "
+            "another backend"
+        )
     if not any(n.startswith(info.artefact) for n in artefacts.names()):
         raise BackendError(
             f"backend {name}: this engine was built for {facts['backend']} and lacks {info.artefact!r}; build one "
             f"with `python -m tkfnet_engine.build --backend {name}`"
         )
     if threads is not None and not 1 <= threads <= 1024:
-        raise UsageError(f"threads: got {threads}, expected 1 to 1024")
-    module = importlib.import_module(f".{info.module}", __package__)
-    return module.open_runner(facts, artefacts, device, threads or usable_cores())
+        raise UsageError(f"threads: got {threads}, expected 1 to 1024; leave it out for every core")
+    try:
+        module = importlib.import_module(f".{info.module}", __package__)
+        runner = module.open_runner(facts, artefacts, device, threads or usable_cores())
+    except TkfnetError:
+        raise
+    except Exception as error:  # a broken install fails here in ways of its own
+        raise BackendError(
+            f"backend {name} cannot be opened: {_first_line(error)}; repair it with {info.install}"
+        ) from error
+    return _Named(name, runner)

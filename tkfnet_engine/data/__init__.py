@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 
@@ -99,6 +100,11 @@ class _SyntheticSet(FaceSet):
 
     def image(self, i: int) -> np.ndarray:
         return self._faces.image(int(self._chosen[self._index(i)]))
+
+    def fingerprint(self) -> str:
+        # The text that names rendered faces stays when the renderer changes; a picture of theirs does not.
+        first = self.image(0).tobytes() if len(self) else b""
+        return hashlib.sha256(super().fingerprint().encode() + first).hexdigest()
 
     def _take(self, chosen: np.ndarray) -> None:
         super()._take(chosen)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..console import progress
 from ..errors import DataError
+from ..hardware import usable_cores
 from ..preprocess import resize_crop
 
 CHUNK = 32
@@ -44,7 +45,7 @@ def load_all(faces, size: int, workers: int | None = None) -> np.ndarray:
     images = np.empty((count, size, size, 3), np.uint8)
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     what = f"reading {count} images at {size}x{size}"
-    workers = workers if workers is not None else (os.cpu_count() or 1)
+    workers = workers if workers is not None else usable_cores()
     if workers <= 1 or count < WORTH_WORKERS:
         for chunk in progress(chunks, what):
             images[chunk.start : chunk.stop] = _load(faces, chunk, size)

@@ -127,7 +127,8 @@ def _photographs(base: str, skipped: list[tuple[str, str]]) -> list[tuple[str, i
 def _placeholders(paths: list[str]) -> set[str]:
     if not paths:
         return set()
-    sizes = [os.stat(path).st_size for path in paths]
+    # A link that leads nowhere has no size; reading it says so by name.
+    sizes = [os.stat(path).st_size if os.path.exists(path) else SMALL for path in paths]
     limit = max(SMALL, statistics.median(sizes) / 2)
     return {path for path, size in zip(paths, sizes, strict=True) if size < limit and _is_black(path)}
 

@@ -47,8 +47,7 @@ def save_checkpoint(
     """Writes the checkpoint atomically. half: convolution and linear weights in float16 (vectors stay float32)."""
     tensors = {}
     for name, tensor in model.state_dict().items():
-        tensor = tensor.detach().cpu().contiguous()
-        tensors[name] = tensor.half() if half and tensor.dim() > 1 and name.endswith(".weight") else tensor
+        tensors[name] = _stored(name, tensor.detach().cpu().contiguous(), half)
     facts = {
         "format": FORMAT,
         "model": model.config.to_dict(),
@@ -59,6 +58,16 @@ def save_checkpoint(
     # One metadata key: the library writes several in random order, and equal inputs should give equal bytes.
     metadata = {"tkfnet": json.dumps(facts, sort_keys=True, allow_nan=False)}
     write_atomically(path, bytes_from_tensors(tensors, metadata))
+
+
+def _stored(name: str, tensor: torch.Tensor, half: bool) -> torch.Tensor:
+    return tensor.half() if half and tensor.dim() > 1 and name.endswith(".weight") else tensor
+
+
+def round_to_half(model: TKFNet) -> None:
+    """Gives `model` the parameters that a checkpoint saved with `half` gives back."""
+    state = model.state_dict()
+    model.load_state_dict({name: _stored(name, tensor, True).to(tensor.dtype) for name, tensor in state.items()})
 
 
 def _read(path: str | os.PathLike) -> bytes:

@@ -57,20 +57,16 @@ def normalise(images: Tensor, preprocessing: Preprocessing | None = None) -> Ten
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_backbone` did with each tensor of a file: names matched, left over, and still at their start."""
+    """What `load_backbone` did with each tensor of a file: names matched, and names left over."""
 
     matched: tuple[str, ...]
     unused: tuple[str, ...]
-    missing: tuple[str, ...]
 
     def __str__(self) -> str:
         def listed(names: tuple[str, ...]) -> str:
             return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "") or "none"
 
-        return (
-            f"{len(self.matched)} tensors loaded; not used: {listed(self.unused)}; "
-            f"not in the file: {listed(self.missing)}"
-        )
+        return f"{len(self.matched)} tensors loaded; not used: {listed(self.unused)}"
 
 
 def load_backbone(model: TKFNet, weights: Mapping[str, Tensor]) -> LoadReport:
@@ -107,4 +103,4 @@ def load_backbone(model: TKFNet, weights: Mapping[str, Tensor]) -> LoadReport:
             f"such as {', '.join(missing[:3])}; a half-loaded backbone is not useful"
         )
     model.backbone.load_state_dict({**target, **matched})
-    return LoadReport(tuple(sorted(matched)), tuple(sorted(unused)), tuple(missing))
+    return LoadReport(tuple(sorted(matched)), tuple(sorted(unused)))

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..atomic import write_atomically
-from ..console import say
+from ..console import progress, say
 from ..data.cache import load_all, resize_all
 from ..data.transforms import augment
 from ..errors import CheckpointError, UsageError
@@ -41,6 +41,7 @@ class State:
     history: list[dict[str, Any]]
     best_accuracy: float
     best: dict[str, Tensor] | None
+    seconds: float
 
 
 class Trainer:
@@ -81,7 +82,8 @@ class Trainer:
         self.raw = model
         self.model, self.optimizer = accelerator.prepare(model.to(memory_format=torch.channels_last), optimizer)
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
-        self.state = State(0, 0, [], -1.0, None)
+        self.state = State(0, 0, [], -1.0, None, 0.0)
+        self._clock = time.monotonic()
         self._decoded: dict[str, np.ndarray] = {}
         self._resized: dict[str, Any] = {}
 
@@ -125,8 +127,11 @@ class Trainer:
         recipe, total = self.recipe, self.recipe.epochs * self.steps_per_epoch
         self.model.train()
         losses, saved = [], time.monotonic()
-        shown = started = time.monotonic()
-        for step, batch in self._batches(self.state.epoch, self.state.step):
+        batches = self._batches(self.state.epoch, self.state.step)
+        if self.accelerator.is_main_process:
+            what = f"epoch {self.state.epoch + 1}/{recipe.epochs} at {size}x{size}, steps of {recipe.batch} images"
+            batches = progress(batches, what, self.steps_per_epoch - self.state.step)
+        for step, batch in batches:
             position = self.state.epoch * self.steps_per_epoch + step
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.learning_rate(position, total)
@@ -143,14 +148,6 @@ class Trainer:
             losses.append(loss.detach())
             self.state.step = step + 1
             now = time.monotonic()
-            if now - shown > 10:
-                shown = now
-                rate = len(losses) * self.per_process * self.accelerator.num_processes / (now - started)
-                self._say(
-                    f"epoch {self.state.epoch + 1}/{recipe.epochs}, step {step + 1}/{self.steps_per_epoch}: "
-                    f"loss {torch.stack(losses[-50:]).mean():.3f}, {rate:.0f} images/s"
-                )
-            # Not after the last step: the epoch is saved with its scores, and a resumed one needs a step for its loss.
             if now - saved > SAVE_EVERY_S and self.state.step < self.steps_per_epoch:
                 self._save()
                 saved = now
@@ -200,6 +197,8 @@ class Trainer:
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
             return
+        now = time.monotonic()
+        self.state.seconds, self._clock = self.state.seconds + now - self._clock, now
         buffer = io.BytesIO()
         state = {
             "identity": self.identity,
