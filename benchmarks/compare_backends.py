@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 
+from tkfnet_engine.hardware import processor_name, usable_cores
+
 BACKENDS = ("onnxruntime", "openvino", "eager", "compiled")
 
 
@@ -42,37 +44,38 @@ def main() -> None:
             engines[name] = os.path.join(folder, f"{name}.tkf")
             tkfnet("build", "--device", "cpu", "--backend", name, "--out", engines[name], *checkpoint)
         chosen = json.loads(tkfnet("info", engines["auto"], "--json"))["backend"]
+        environment: dict[str, str] = {}
         timed: dict[str, dict[int, list[float]]] = {name: {b: [] for b in args.batch} for name in engines}
         for number in range(args.rounds):
             # The order turns, so that no engine always follows the same one.
             order = list(engines)[number % len(engines) :] + list(engines)[: number % len(engines)]
             for name in order:
                 print(f"round {number + 1}/{args.rounds}: {name}", file=sys.stderr, flush=True)
-                report = json.loads(
-                    tkfnet(
-                        "bench",
-                        engines[name],
-                        "--json",
-                        "--samples",
-                        str(args.samples),
-                        "--batch",
-                        *map(str, args.batch),
-                    )
-                )
+                samples = ["--samples", str(args.samples), "--batch", *map(str, args.batch)]
+                report = json.loads(tkfnet("bench", engines[name], "--json", *samples))
+                environment = environment | report["environment"]["versions"]
                 for row in report["results"]:
                     timed[name][row["batch"]].append(row["p50_ms"])
 
+    print(f"{processor_name()}, {usable_cores()} cores; " + ", ".join(f"{k} {v}" for k, v in environment.items()))
     print(f"auto chose {chosen}; p50 in ms: median of {args.rounds} rounds (lowest to highest)")
     for name, by_batch in timed.items():
-        cells = [f"batch {b}: {statistics.median(t):8.2f} ({min(t):.2f} to {max(t):.2f})" for b, t in by_batch.items()]
-        print(f"  {name:<12} {'   '.join(cells)}")
-    print("speed of auto over each other (their time / its time, paired by round): median (lowest to highest)")
+        print(f"  {name:<12} {cells(by_batch)}")
+    print("their time / auto's time, paired by round: median (lowest to highest); above 1 auto is faster")
+    ratios = {
+        name: {b: [t / a for t, a in zip(timed[name][b], timed["auto"][b])] for b in args.batch} for name in BACKENDS
+    }
     for name in BACKENDS:
-        cells = []
-        for b in args.batch:
-            ratios = [theirs / ours for theirs, ours in zip(timed[name][b], timed["auto"][b])]
-            cells.append(f"batch {b}: {statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        print(f"  {name:<12} {'   '.join(cells)}")
+        print(f"  {name:<12} {cells(ratios[name])}")
+    best = {b: min(BACKENDS, key=lambda name: statistics.median(timed[name][b])) for b in args.batch}
+    print(f"  {'the best':<12} {cells({b: ratios[name][b] for b, name in best.items()})}")
+
+
+def cells(by_batch: dict[int, list[float]]) -> str:
+    return "   ".join(
+        f"batch {b}: {statistics.median(values):8.3f} ({min(values):.3f} to {max(values):.3f})"
+        for b, values in by_batch.items()
+    )
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_a_librarys_own_failure_names_the_backend(where, monkeypatch):
     runner = SimpleNamespace(run=fail, close=lambda: None)
     module = SimpleNamespace(open_runner=fail if where == "open" else lambda *_: runner)
     monkeypatch.setattr(registry.importlib, "import_module", lambda *name: module)
-    with pytest.raises(BackendError, match="backend onnxruntime .*ZeroDivisionError: first line[^\n]*$"):
+    with pytest.raises(BackendError, match=r"backend onnxruntime .*ZeroDivisionError: first line[^\n]*$"):
         open_backend("onnxruntime", FACTS, _artefacts(GRAPH), "cpu", 1).run(np.zeros((2, 8, 8, 3), np.uint8))
 
 
