@@ -81,7 +81,7 @@ def render_faces(folder: str) -> tuple[list[str], list[str]]:
     for person in range(PEOPLE):
         for index, label in enumerate(LABELS):
             path = os.path.join(folder, f"face-{person}-{label}.png")
-            Image.fromarray(render_face(person, index, seed=SEED)).save(path)
+            Image.fromarray(render_face(person, index, take=index, seed=SEED)).save(path)
             paths.append(path)
             truth.append(label)
     return paths, truth
@@ -106,7 +106,10 @@ def draw(results: Sequence[dict], truth: Sequence[str], path: str) -> None:
         )
         if index < len(truth) and result["label"] != truth[index]:
             pen.text((x + 5, y + CELL + 14), f"drawn as {truth[index]}", INK, font)
-    bars(pen, results[-1]["probabilities"], font, CELL + 20, PEOPLE * (CELL + MARGIN) + 8)
+    below = PEOPLE * (CELL + MARGIN) + 8
+    bars(pen, results[-1]["probabilities"], font, CELL + 20, below)
+    note = "A photograph, to a network that has seen rendered faces only:\ntrain on real faces before you believe it."
+    pen.text((4 * CELL, below), note, INK, font)
     sheet.save(path)
 
 

@@ -94,7 +94,7 @@ PRESETS: dict[str, Recipe] = {
         augmentation=PAPER,
     ),
     # About a minute on two cores with --width 0.25 and a few thousand rendered faces: shows that it learns.
-    "quick": Recipe(stages=((80, 8),), batch=32, lr=2e-3, final_lr=1e-5, weight_decay=0.02, augmentation=MILD),
+    "quick": Recipe(stages=((80, 14),), batch=32, lr=2e-3, final_lr=1e-5, weight_decay=0.02, augmentation=MILD),
     # The shipped reference: progressive sizes, two epochs at the engine's while the rate is still high enough to adapt.
     "reference": Recipe(
         stages=((80, 4), (112, 3), (224, 2)), batch=64, lr=1e-3, final_lr=1e-6, weight_decay=0.05, smoothing=0.05,
