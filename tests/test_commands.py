@@ -298,7 +298,7 @@ def test_bench_text_and_another_backend(command, small_engine_path, no_warm_up):
 
 def test_bench_refuses(command, small_engine_path):
     for argv in (["--batch", "0"], ["--batch", "1", "-2"], ["--samples", "0"]):
-        assert _refused(command("bench", small_engine_path, *argv), 64, "expected whole numbers from 1")
+        assert _refused(command("bench", small_engine_path, *argv), 64, "expected 1 to 4096, and samples from 1")
     assert _refused(command("bench", small_engine_path, "--backend", "tensorrt9"), 64, "backend: got 'tensorrt9'")
     assert _refused(command("bench", small_engine_path, "--backend", "eager"), 7, "backend eager", "lacks 'weights/'")
     assert _refused(command("bench", small_engine_path, "--threads", "0"), 64, "threads: got 0")

@@ -78,7 +78,9 @@ def test_ctrl_c_in_the_command(capsys):
 
 
 def test_ctrl_c_from_outside():
-    process = _process("say('ready')\nrun_command(lambda argv: time.sleep(60))")
+    # A shell starts its background jobs with this signal ignored, and so would be the process here.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    process = _process(f"{heed}\nsay('ready')\nrun_command(lambda argv: time.sleep(60))")
     assert process.stderr.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     # A signal between the line and the command would be Python's own traceback.

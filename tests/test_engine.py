@@ -298,7 +298,7 @@ def test_an_engine_closes_on_an_error(engine_path):
             "backend: got 'tensorflow', expected one of onnxruntime, openvino, eager",
         ),
         ({"device": "gpu"}, UsageError, "device: got 'gpu', expected one of auto, cpu, cuda"),
-        ({"device": "cuda"}, BackendError, "backend onnxruntime: got device 'cuda', expected one of cpu"),
+        ({"device": "cuda"}, BackendError, "backend onnxruntime: got device 'cuda', expected cpu"),
         ({"device": "cuda", "backend": "openvino"}, BackendError, "backend openvino: got device 'cuda', expected"),
         ({"threads": 0}, UsageError, "threads: got 0, expected 1 to 1024"),
         ({"threads": -1}, UsageError, "threads: got -1, expected 1 to 1024"),
