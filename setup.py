@@ -21,7 +21,8 @@ BASE = [
     # 13.0.0 fixes CVE-2026-112403, a heap overflow in the JPEG decoder.
     "pillow>=13.0,<14",
 ]
-BUILD = ["torch>=2.11,<3", "onnx>=1.18,<2", "onnxscript>=0.5,<1"]
+# onnxscript before 0.7 lacks what torch 2.13 imports, or exports the same network to other bytes each time.
+BUILD = ["torch>=2.11,<3", "onnx>=1.18,<2", "onnxscript>=0.7,<1"]
 TRAIN = [*BUILD, "accelerate>=1.10,<2", "matplotlib>=3.9,<4"]
 OPENVINO = ["openvino>=2025.2,<2027"]
 
