@@ -212,7 +212,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     # Not ImageOps.exif_transpose: it also writes the EXIF anew, which fails where an unrelated tag is damaged.
     try:
         return _TURN_FROM_ORIENTATION.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:
+    except Exception:  # whatever Pillow makes of a damaged tag: the picture is taken as upright
         return None
 
 
