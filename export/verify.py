@@ -13,7 +13,7 @@ from ..backends.registry import Runner
 from ..compare import compare
 from ..console import progress, say
 from ..data import open_data
-from ..data.cache import resize_all
+from ..data.cache import load_all
 from ..errors import UsageError, VerificationError
 from ..model.net import TKFNet, normalise
 from ..spec import Preprocessing
@@ -49,8 +49,7 @@ def verification_set(model: TKFNet, preprocessing: Preprocessing, data: str | No
         )
     name = faces.name
     faces = faces.subset(np.linspace(0, len(faces) - 1, MIN_IMAGES).astype(np.int64))
-    decoded = [faces.image(i) for i in progress(range(len(faces)), "reading verification images")]
-    images = np.concatenate([resize_all(image[None], preprocessing.size) for image in decoded])
+    images = load_all(faces, preprocessing.size, workers=1)
     logits = []
     with torch.inference_mode():
         for start in progress(range(0, len(images), BATCH), "running the float32 reference"):

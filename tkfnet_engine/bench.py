@@ -36,7 +36,7 @@ def parser() -> Parser:
 
 def time_batch(engine: Engine, batch: int, samples: int) -> dict[str, Any]:
     """Latency of `engine.logits` on random pixels, host to host, in milliseconds; four batches in turn."""
-    size = engine.info["preprocessing"]["size"]
+    size = engine.input_size
     draw = np.random.default_rng(batch)
     inputs = [draw.integers(0, 256, (batch, size, size, 3), np.uint8) for _ in range(4)]
     start, runs = time.perf_counter(), 0

@@ -21,6 +21,7 @@ from ._face_features import paint_brows, paint_eyes, paint_mouth
 from ._face_head import paint_glasses, paint_hair_front, paint_scene
 from ._face_person import Person, draw_person, draw_photo
 from ._face_raster import Raster
+from .faceset import SPLITS
 
 __all__ = [
     "DIFFICULTY",
@@ -32,7 +33,6 @@ __all__ = [
     "render_face",
 ]
 
-SPLITS = ("train", "val", "test")
 # Subjects of a split are numbered from split_code << _SPLIT_SHIFT, so splits never share one.
 _SPLIT_SHIFT = 40
 _MIN_SIZE = 32
