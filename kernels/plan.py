@@ -1,0 +1,304 @@
+"""The launch plan: the whole network as an ordered list of kernel launches over one static memory arena.
+
+A plan is pure data. It is built without a GPU or a driver (`planner.plan_from_network`), stored in the engine
+file as JSON, and run by two executors: Triton's interpreter (`interpret.py`) and cubins in a CUDA graph
+(`backends/fused.py`). A launch names memory by space and offset, never by address:
+
+    pixels    the caller's images, uint8 [images, S, S, 3]
+    logits    the answer, float32 [images, classes]
+    weights   the packed parameters (`weights.py`), read only, one copy per device
+    arena     every intermediate map, laid out by liveness, one per stream
+    counters  of split-K: int32, zero before the first run, reset by every launch that uses them, one set per stream
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import BundleError
+
+SPACES = ("pixels", "logits", "weights", "arena", "counters")
+# Bytes per element, and Triton's name, of each dtype a buffer may have.
+DTYPES = {"u8": (1, "u8"), "i8": (1, "i8"), "f16": (2, "fp16"), "i32": (4, "i32"), "f32": (4, "fp32")}
+# Every buffer starts on such a boundary, so that every kernel may be compiled for 16-byte accesses.
+ALIGNMENT = 256
+# The scalar that an executor may lower from the plan's batch to the number of images that are really there.
+IMAGES = "images"
+# One set of buckets for all: a request runs in the smallest that holds it.
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """`count` elements of `dtype`, `offset` bytes into `space`; the part of it that a launch may touch."""
+
+    space: str
+    offset: int
+    dtype: str
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * DTYPES[self.dtype][0]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    name: the layer, "layer1.0.conv1". kernel: the Triton function. args: its run-time parameters by name, in the
+    kernel's own order, buffers and int32. constexprs: its compile-time parameters by name; a pointer that this launch
+    does not use is None there, and no run-time parameter. warps, stages: Triton's launch options. flops: 2 x multiply-accumulate that the layer needs, not what padding adds. reads, writes: bytes
+    of distinct memory, each once. loads: bytes that thread blocks ask for, with every re-read of a tile.
+    """
+
+    name: str
+    kernel: str
+    grid: tuple[int, int, int]
+    args: tuple[tuple[str, Buffer | int], ...]
+    constexprs: tuple[tuple[str, int | bool | None], ...]
+    warps: int
+    stages: int
+    flops: int
+    reads: int
+    writes: int
+    loads: int
+
+    @property
+    def blocks(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+    @property
+    def bytes(self) -> int:
+        return self.reads + self.writes
+
+    @property
+    def signature(self) -> tuple[tuple[str, str], ...]:
+        """(parameter, Triton type) of every run-time parameter: "*fp16", "i32"."""
+        return tuple(
+            (name, "*" + DTYPES[value.dtype][1] if isinstance(value, Buffer) else "i32") for name, value in self.args
+        )
+
+    @property
+    def variant(self) -> str:
+        """Names the machine code this launch needs: equal for launches that one cubin serves, for one architecture."""
+        facts = [self.kernel, self.signature, self.constexprs, self.warps, self.stages]
+        return f"{self.kernel}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches of one network for one batch, precision and architecture ("sm_90").
+
+    size: side of the square input, pixels. *_bytes: how much of each space the launches use.
+    """
+
+    batch: int
+    precision: str
+    arch: str
+    size: int
+    classes: int
+    launches: tuple[Launch, ...]
+    arena_bytes: int
+    counter_bytes: int
+    weight_bytes: int
+
+    def nbytes(self, space: str) -> int:
+        """How much of `space` the plan uses."""
+        return {
+            "pixels": self.batch * self.size * self.size * 3,
+            "logits": self.batch * self.classes * 4,
+            "weights": self.weight_bytes,
+            "arena": self.arena_bytes,
+            "counters": self.counter_bytes,
+        }[space]
+
+    @property
+    def flops(self) -> int:
+        return sum(launch.flops for launch in self.launches)
+
+    @property
+    def bytes(self) -> int:
+        """Distinct memory of each launch, read and written, summed over the launches."""
+        return sum(launch.bytes for launch in self.launches)
+
+    def to_json(self) -> bytes:
+        """Canonical: equal plans give equal bytes."""
+        fields = {"format": FORMAT} | {k: v for k, v in vars(self).items() if k != "launches"}
+        fields["launches"] = [_launch_to_dict(launch) for launch in self.launches]
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Plan:
+        """Reads and validates `to_json`'s form. `BundleError` for anything else."""
+        try:
+            fields = json.loads(bytes(data))
+            if fields.pop("format") != FORMAT:
+                raise ValueError("another format")
+            launches = tuple(_launch_from_dict(d) for d in fields.pop("launches"))
+            plan = cls(launches=launches, **fields)
+            plan.validate()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise BundleError(
+                f"launch plan: it is not one of this version ({error!r}); build the engine again", "plan"
+            ) from None
+        return plan
+
+    def validate(self) -> None:
+        """`ValueError` where a launch would leave its memory, or a number makes no sense."""
+        for name in ("batch", "size", "classes", "weight_bytes"):
+            _check_int(name, getattr(self, name), 1)
+        for name in ("arena_bytes", "counter_bytes"):
+            _check_int(name, getattr(self, name), 0)
+        if type(self.arch) is not str or type(self.precision) is not str or not self.launches:
+            raise ValueError(f"arch {self.arch!r}, precision {self.precision!r}, {len(self.launches)} launches")
+        for launch in self.launches:
+            self._validate_launch(launch)
+
+    def _validate_launch(self, launch: Launch) -> None:
+        if type(launch.name) is not str or type(launch.kernel) is not str or not launch.kernel.isidentifier():
+            raise ValueError(f"launch {launch.name!r}, kernel {launch.kernel!r}")
+        # CUDA's limits on a grid.
+        for extent, limit in zip(launch.grid, (2**31 - 1, 65535, 65535), strict=True):
+            _check_int(f"{launch.name}: grid", extent, 1, limit)
+        if launch.warps not in (1, 2, 4, 8, 16, 32) or launch.stages not in range(1, 11):
+            raise ValueError(f"{launch.name}: {launch.warps} warps, {launch.stages} stages")
+        for name in ("flops", "reads", "writes", "loads"):
+            _check_int(f"{launch.name}: {name}", getattr(launch, name), 0)
+        for name, value in launch.args:
+            if not isinstance(value, Buffer):
+                _check_int(f"{launch.name}: {name}", value, -(2**31), 2**31 - 1)
+                continue
+            _check_int(f"{launch.name}: {name}.offset", value.offset, 0)
+            _check_int(f"{launch.name}: {name}.count", value.count, 1)
+            if value.offset % ALIGNMENT or value.offset + value.nbytes > self.nbytes(value.space):
+                raise ValueError(f"{launch.name}: {name} ({value}) is not within its space")
+
+
+def _check_int(what: str, value: Any, low: int, high: int = 2**62) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{what}: got {value!r}, expected a whole number from {low} to {high}")
+
+
+def _launch_to_dict(launch: Launch) -> dict[str, Any]:
+    fields = dict(vars(launch))
+    fields["args"] = [[name, vars(v) if isinstance(v, Buffer) else v] for name, v in launch.args]
+    return fields
+
+
+def _launch_from_dict(fields: dict[str, Any]) -> Launch:
+    args = tuple((name, Buffer(**v) if isinstance(v, dict) else v) for name, v in fields["args"])
+    constexprs = tuple((name, value) for name, value in fields["constexprs"])
+    return Launch(**{**fields, "grid": tuple(fields["grid"]), "args": args, "constexprs": constexprs})
+
+
+def bucket_for(images: int, buckets: tuple[int, ...]) -> int:
+    """The smallest bucket that holds `images`; `buckets` ascend and the last is at least `images`."""
+    return next(b for b in buckets if b >= images)
+
+
+def buckets_up_to(max_batch: int) -> tuple[int, ...]:
+    """The buckets of an engine whose largest batch is `max_batch`, which is one of them."""
+    return (*(b for b in BUCKETS if b < max_batch), max_batch)
+
+
+# --- building --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Handle:
+    """A buffer of the arena or of the counters, by number, before it has an offset."""
+
+    number: int
+
+
+class PlanBuilder:
+    """Collects launches; `finish` places their buffers. `buffer` and `counters` give handles for `launch`'s args."""
+
+    def __init__(self, weights: dict[str, Buffer], weight_bytes: int):
+        self.weights = weights
+        self._weight_bytes = weight_bytes
+        self._buffers: list[tuple[str, str, int]] = []  # space, dtype, count
+        self._launches: list[dict[str, Any]] = []
+
+    def buffer(self, dtype: str, count: int) -> _Handle:
+        """Arena memory that lives from the first launch that names it to the last."""
+        self._buffers.append(("arena", dtype, count))
+        return _Handle(len(self._buffers) - 1)
+
+    def counters(self, count: int) -> _Handle:
+        self._buffers.append(("counters", "i32", count))
+        return _Handle(len(self._buffers) - 1)
+
+    def launch(self, args: dict[str, Buffer | _Handle | int | None], constexprs: dict[str, Any], **facts: Any) -> None:
+        """Appends a launch. args: of them, None is a pointer it does not use. facts: `Launch`'s other fields."""
+        unused = {name: value for name, value in args.items() if value is None}
+        used = {name: value for name, value in args.items() if value is not None}
+        self._launches.append({"args": used, "constexprs": tuple((unused | constexprs).items()), **facts})
+
+    def finish(self, **facts: Any) -> Plan:
+        """The plan; `facts` are `Plan`'s batch, precision, arch, size and classes."""
+        placed, arena_bytes, counter_bytes = self._place()
+        launches = []
+        for fields in self._launches:
+            args = tuple((n, placed[v.number] if isinstance(v, _Handle) else v) for n, v in fields["args"].items())
+            launches.append(Launch(**{**fields, "args": args}))
+        plan = Plan(
+            launches=tuple(launches),
+            arena_bytes=arena_bytes,
+            counter_bytes=counter_bytes,
+            weight_bytes=self._weight_bytes,
+            **facts,
+        )
+        plan.validate()
+        return plan
+
+    def _place(self) -> tuple[dict[int, Buffer], int, int]:
+        """Offsets. Arena: by falling size, each at the lowest gap among those alive with it. Counters: one by one."""
+        alive: dict[int, tuple[int, int]] = {}
+        for index, fields in enumerate(self._launches):
+            for value in fields["args"].values():
+                if isinstance(value, _Handle):
+                    first, _ = alive.get(value.number, (index, index))
+                    alive[value.number] = (first, index)
+        placed: dict[int, Buffer] = {}
+        ends = {"arena": 0, "counters": 0}
+        order = sorted(alive, key=lambda n: (-self._nbytes(n), n))
+        for number in order:
+            space, dtype, count = self._buffers[number]
+            first, last = alive[number]
+            if space == "counters":
+                offset = ends[space]
+            else:
+                taken = sorted(
+                    (b.offset, aligned(b.offset + b.nbytes))
+                    for n, b in placed.items()
+                    if b.space == space and alive[n][0] <= last and first <= alive[n][1]
+                )
+                offset = _gap(taken, self._nbytes(number))
+            placed[number] = Buffer(space, offset, dtype, count)
+            ends[space] = max(ends[space], aligned(offset + self._nbytes(number)))
+        return placed, ends["arena"], ends["counters"]
+
+    def _nbytes(self, number: int) -> int:
+        _, dtype, count = self._buffers[number]
+        return count * DTYPES[dtype][0]
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to where the next buffer may start."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _gap(taken: list[tuple[int, int]], nbytes: int) -> int:
+    """The lowest offset where `nbytes` fit between `taken` (begin, end), sorted by begin."""
+    end = 0
+    for begin, until in taken:
+        if begin - end >= nbytes:
+            return end
+        end = max(end, until)
+    return end
