@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak lint clean
+.PHONY: demo test test-full soak lint clean
 
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,9 @@ demo: $(VENV)/installed  ## train a little, build the shipped reference, verify,
 
 test: $(VENV)/installed  ## everything that needs no GPU, under 15 minutes on two cores
 	$(BIN)/python -m pytest tests
+
+test-full: $(VENV)/installed  ## and every kernel of every plan, compiled for every architecture
+	$(BIN)/python -m pytest tests -m 'not soak and not gpu'
 
 soak: $(VENV)/installed  ## the slow ones: builds killed 50 times, 200,000 mutated engine files
 	$(BIN)/python -m pytest tests -m soak --override-ini addopts="--strict-markers --import-mode=importlib"

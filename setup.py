@@ -25,6 +25,9 @@ BASE = [
 BUILD = ["torch>=2.11,<3", "onnx>=1.18,<2", "onnxscript>=0.7,<1"]
 TRAIN = [*BUILD, "accelerate>=1.10,<2", "matplotlib>=3.9,<4"]
 OPENVINO = ["openvino>=2025.2,<2027"]
+# To run fused engines, and to build them.
+CUDA = ["cuda-bindings>=12.9,<14"]
+TRITON = ["triton>=3.6,<3.10"]
 
 setup(
     name="tkfnet-engine",
@@ -37,18 +40,23 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"tkfnet_engine": ["assets/*.safetensors", "py.typed"]},
+    package_data={
+        "tkfnet_engine": ["assets/*.safetensors", "py.typed"],
+        "tkfnet_engine.kernels": ["tiles.json"],
+    },
     install_requires=BASE,
     extras_require={
         "build": BUILD,
         "train": TRAIN,
         "openvino": OPENVINO,
+        "cuda": CUDA,
+        "triton": TRITON,
         "tensorrt": ["tensorrt>=10.13,<12"],
         "tensorrt-rtx": ["tensorrt-rtx>=1.2,<2"],
         "pycuda": ["pycuda>=2025.1"],
         "faces": ["opencv-python-headless>=4.10,<6"],
         "serve": ["tritonclient[http]>=2.50,<3"],
-        "dev": [*TRAIN, *OPENVINO, "pytest>=8.2,<10", "hypothesis>=6.100,<7", "ruff>=0.9"],
+        "dev": [*TRAIN, *OPENVINO, *CUDA, *TRITON, "pytest>=8.2,<10", "hypothesis>=6.100,<7", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["tkfnet=tkfnet_engine.__main__:run"]},
 )

@@ -15,16 +15,28 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..backends.registry import BACKENDS, GRAPH, WEIGHTS, backend_info, open_backend, why_unavailable
+from ..backends.registry import (
+    BACKENDS,
+    GRAPH,
+    PACKED_WEIGHTS,
+    WEIGHTS,
+    backend_info,
+    open_backend,
+    why_unavailable,
+    why_unbuildable,
+)
 from ..bundle import read_facts, write_bundle
 from ..console import say
 from ..errors import BackendError, UsageError, VerificationError
 from ..hardware import processor_name
+from ..kernels.network import network_of
 from ..model.checkpoint import Checkpoint
 from ..model.fold import FoldedTKFNet, fold
 from .choose import fastest, time_engines
+from .fused_from_folded import fused_tensors
 from .onnx_from_torch import bytes_from_onnx, onnx_from_folded
 from .verify import VerificationSet, verification_set, verify
+from .verify_interpreted import verify_interpreted
 
 
 @dataclass
@@ -47,13 +59,18 @@ class Draft:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be built. backend: a name or "auto". device: "cpu" or "cuda"."""
+    """What is to be built. backend: a name or "auto". device: "cpu" or "cuda".
+
+    archs: GPU architectures ("sm_90") that a fused engine is for. ahead: built for a GPU that is not here.
+    """
 
     precision: str
     backend: str
     device: str
     max_batch: int
     verification_data: str | None = None
+    archs: tuple[str, ...] = ()
+    ahead: bool = False
 
 
 def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLike) -> dict[str, Any]:
@@ -62,8 +79,13 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
     Raises `VerificationError`, `BackendError` where a backend cannot be built here, `UsageError` for a request
     that makes no sense.
     """
-    names = [request.backend] if request.backend != "auto" else candidates(request.device, request.precision)
+    names = [request.backend] if request.backend != "auto" else candidates(request)
     if not names:
+        if request.ahead:
+            raise UsageError(
+                f"--device cuda: got no usable NVIDIA GPU, and nothing installed here builds {request.precision} engines "
+                "ahead; add --fp16, name --backend fused to hear what it lacks, or build with --device cpu"
+            )
         raise BackendError(
             f"no backend installed here runs {request.precision} on {request.device}; name one to hear what it lacks"
         )
@@ -73,11 +95,11 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
     if request.precision == "float16":
         network.half()
     expected = verification_set(checkpoint.model, checkpoint.preprocessing, request.verification_data)
-    drafts = {name: _lower(network, name, checkpoint, request) for name in names}
+    drafts = {name: _lower(network, name, checkpoint, request, expected) for name in names}
     failed = {}
     for name, draft in list(drafts.items()):
         try:
-            draft.facts["verification"] = _verified(draft, expected, request)
+            draft.facts["verification"] = _verified(network, draft, expected, request)
         except (VerificationError, BackendError) as error:
             if request.backend != "auto":
                 raise
@@ -86,26 +108,34 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
             del drafts[name]
     if not drafts:
         raise next(iter(failed.values()))
-    if request.backend == "auto":
+    # What is built ahead cannot be timed here; then auto has one candidate.
+    if request.backend == "auto" and not request.ahead:
         chosen, choice = _choose(drafts, request)
         choice["left_out"] |= {name: str(error) for name, error in failed.items()}
         drafts[chosen].facts["choice"] = choice
     else:
-        chosen = request.backend
+        chosen = next(iter(drafts))
     write_bundle(out, drafts[chosen].tensors, drafts[chosen].facts)
     return read_facts(out)
 
 
-def candidates(device: str, precision: str) -> list[str]:
+def candidates(request: Request) -> list[str]:
     """What `auto` tries: on a CPU every installed backend that runs without PyTorch, on CUDA every one there is."""
     return [
         info.name
         for info in BACKENDS.values()
-        if device in info.devices
-        and precision in info.precisions
-        and (device == "cuda" or info.standalone)
-        and why_unavailable(info.name) is None
+        if request.device in info.devices
+        and request.precision in info.precisions
+        and (request.device == "cuda" or info.standalone)
+        and (info.ahead or not request.ahead)
+        and _why_not_buildable(info.name, request) is None
     ]
+
+
+def _why_not_buildable(name: str, request: Request) -> str | None:
+    """None if everything that building (and, unless ahead, verifying) `name` needs is installed, else what is not."""
+    reason = None if request.ahead else why_unavailable(name)
+    return reason or why_unbuildable(name)
 
 
 def _check(name: str, request: Request) -> None:
@@ -120,12 +150,19 @@ def _check(name: str, request: Request) -> None:
             f"--backend {name}: got precision {request.precision}, expected {' or '.join(info.precisions)}; choose one "
             "of them, or another backend"
         )
-    if reason := why_unavailable(name):
+    if request.ahead and not info.ahead:
+        raise UsageError(
+            f"--backend {name} --device cuda: got no usable NVIDIA GPU, expected one to verify on; build with "
+            "--device cpu, or the fused engine, which can be built ahead"
+        )
+    if reason := _why_not_buildable(name, request):
         raise BackendError(f"backend {name}: {reason}")
 
 
-def _lower(network: FoldedTKFNet, name: str, checkpoint: Checkpoint, request: Request) -> Draft:
-    """The engine's tensors for one backend: its graph or its weights, nothing else."""
+def _lower(
+    network: FoldedTKFNet, name: str, checkpoint: Checkpoint, request: Request, expected: VerificationSet
+) -> Draft:
+    """The engine's tensors for one backend: its graph, its weights or its kernels, nothing else."""
     core = {
         "model": network.config.to_dict(),
         "labels": list(checkpoint.labels),
@@ -137,9 +174,14 @@ def _lower(network: FoldedTKFNet, name: str, checkpoint: Checkpoint, request: Re
         "device": request.device,
         "max_batch": request.max_batch,
         "versions": _versions(name),
-        "hardware": _hardware(request.device),
+        "hardware": _hardware(request),
         "checkpoint": {"sha256": checkpoint.sha256, "test": checkpoint.training.get("test")},
     }
+    if backend_info(name).artefact == PACKED_WEIGHTS:
+        # From the float32 form: the kernels' packing rounds to FP16 once, and shifts the stem's weights by itself.
+        folded = fold(checkpoint.model, checkpoint.preprocessing)
+        tensors = fused_tensors(folded, request.precision, request.max_batch, request.archs, expected)
+        return Draft(facts | {"archs": list(request.archs)}, tensors)
     if backend_info(name).artefact == GRAPH:
         return Draft(facts, {GRAPH: _graph(network, json.dumps(core))})
     weights = {WEIGHTS + k: v.numpy() for k, v in network.state_dict().items()}
@@ -152,7 +194,10 @@ def _graph(network: FoldedTKFNet, core: str) -> bytes:
     return bytes_from_onnx(onnx_from_folded(network, json.loads(core)))
 
 
-def _verified(draft: Draft, expected: VerificationSet, request: Request) -> dict[str, Any]:
+def _verified(network: FoldedTKFNet, draft: Draft, expected: VerificationSet, request: Request) -> dict[str, Any]:
+    if request.ahead:
+        shapes, weights = network_of(network), draft.tensors[PACKED_WEIGHTS]
+        return verify_interpreted(shapes, weights, expected, request.precision, request.archs[0])
     runner = open_backend(draft.facts["backend"], draft.facts, draft, request.device, None)
     try:
         report = verify(runner, expected, request.precision, request.max_batch)
@@ -190,7 +235,8 @@ def _choose(drafts: Mapping[str, Draft], request: Request) -> tuple[str, dict[st
 
 def _versions(backend: str) -> dict[str, str]:
     """Of what made the file and what its backend runs on."""
-    names = ["torch", "onnx", "onnxscript", *(r for r in backend_info(backend).requires)]
+    info = backend_info(backend)
+    names = ["torch", *info.build_requires, *(r.replace(".", "-") for r in info.requires)]
     found = {"tkfnet-engine": __version__}
     for name in names:
         try:
@@ -200,10 +246,10 @@ def _versions(backend: str) -> dict[str, str]:
     return found
 
 
-def _hardware(device: str) -> dict[str, str]:
+def _hardware(request: Request) -> dict[str, str]:
     """The machine that builds: a verification's last digits and a measured choice are its own."""
     found = {"machine": platform.machine(), "processor": processor_name()}
-    if device == "cuda":
+    if request.device == "cuda" and not request.ahead:
         import torch
 
         found["accelerator"] = torch.cuda.get_device_name()

@@ -67,8 +67,13 @@ def verify(runner: Runner, expected: VerificationSet, precision: str, max_batch:
     bounds = np.minimum(np.cumsum([0, *sizes, len(expected.images)]), len(expected.images))
     parts = [slice(a, b) for a, b in pairwise(bounds) if b > a]
     got = [runner.run(expected.images[part]) for part in progress(parts, "verifying")]
+    return judged(expected, np.concatenate(got), precision)
+
+
+def judged(expected: VerificationSet, logits: np.ndarray, precision: str) -> dict[str, Any]:
+    """The report of `logits` [N, classes] against the reference. `VerificationError` if they ask too much."""
     required = REQUIRED_SQNR_DB[precision]
-    comparison = compare(expected.reference, np.concatenate(got), required)
+    comparison = compare(expected.reference, logits, required)
     report = comparison.to_dict() | {
         "data": expected.data,
         "data_fingerprint": expected.fingerprint,

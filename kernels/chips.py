@@ -31,6 +31,11 @@ class Arch:
         return int(self.name.removeprefix("sm_"))
 
     @property
+    def wgmma(self) -> bool:
+        """Whether products are those of warp groups, with both operands in shared memory: compute capability 9.0."""
+        return self.number == 90
+
+    @property
     def pdl(self) -> bool:
         """Whether programmatic dependent launch exists: from compute capability 9.0 on."""
         return self.number >= 90

@@ -5,9 +5,9 @@
     v = c mean(m z)
     logits = W_2 relu(W_1 relu(W_0 v + b_0) + b_1) + b_2
 
-Without DCIF v = mean(z). A layer's vector lies along one axis of a tile, the next layer's along the other, so a chain of
-two is a loop over the units between them, and nothing passes through memory. For small batches SPLIT programs share an
-image: each does DCIF again, which costs less than one program reading all of W_0 and W_1.
+Without DCIF v = mean(z). A layer's vector lies along one axis of a tile, the next layer's along the other, so a chain
+of two is a loop over the units between them, and nothing passes through memory. For small batches SPLIT programs share
+an image: each does DCIF again, which costs less than one program reading all of W_0 and W_1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .network import Network
 from .plan import IMAGES, Buffer, PlanBuilder
-from .product import begin
+from .product import begin, relu
 
 SPATIAL_TAPS = 49
 # 16 warps leave a thread 128 registers: at most 64 elements of the map, 16 of a weight.
@@ -30,7 +30,8 @@ MAP_TILE, WEIGHT_TILE = 32768, 8192
 
 
 def classify_reference(z, dcif, head):
-    """Plain PyTorch. z: [n, H, W, C]; dcif: None, or squeeze w, b, expand w, b, spatial [1, 2, 7, 7]; head: three (w, b)."""
+    """Plain PyTorch. z: [n, H, W, C]; dcif: None, or (squeeze w, b, expand w, b, spatial [1, 2, 7, 7]); head: three
+    (w, b)."""
     z = z.float()
     v = z.mean((1, 2))
     if dcif is not None:
@@ -60,7 +61,7 @@ def _two_layers(
         w = tl.load(w_in_ptr + unit[:, None] * IN + inputs, mask=real[:, None] & (inputs < IN), other=0.0)
         hidden = tl.sum(w.to(tl.float32) * v[None, :], 1) + tl.load(b_in_ptr + unit, mask=real, other=0.0)
         w = tl.load(w_out_ptr + unit[:, None] * OUT + outputs, mask=real[:, None] & (outputs < OUT), other=0.0)
-        out += tl.sum(w.to(tl.float32) * tl.maximum(hidden, 0.0)[:, None], 0)
+        out += tl.sum(w.to(tl.float32) * relu(hidden)[:, None], 0)
     return out
 
 
@@ -156,7 +157,7 @@ def classify_kernel(
                 hidden += tl.load(parts + i * NARROW_BLOCK)
             tl.store(counter_ptr + image, 0)
     if mine:
-        hidden = tl.maximum(hidden + tl.load(b1_ptr + narrow, mask=narrow < NARROW, other=0.0), 0.0)
+        hidden = relu(hidden + tl.load(b1_ptr + narrow, mask=narrow < NARROW, other=0.0))
         label = tl.arange(0, CLASS_BLOCK)
         mask = (label < CLASSES)[:, None] & (narrow < NARROW)[None, :]
         w = tl.load(w2_ptr + label[:, None] * NARROW + narrow[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -186,7 +187,9 @@ def add_classify(
     }
     read = [v.nbytes for v in args.values() if isinstance(v, Buffer) and v.space == "weights"]
     map_bytes = 2 * batch * side * side * c
-    per_image = side * side * c * 5 + 4 * c * network.hidden + side * side * 2 * 2 * SPATIAL_TAPS if network.hidden else 0
+    per_image = (
+        side * side * c * 5 + 4 * c * network.hidden + side * side * 2 * 2 * SPATIAL_TAPS if network.hidden else 0
+    )
     head = 2 * (c * network.wide + network.wide * network.narrow + network.narrow * network.classes)
     builder.launch(
         args,

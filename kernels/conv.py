@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .network import Block, Conv
 from .plan import PlanBuilder
-from .product import accumulate, begin, block_sizes, split_buffers, split_range, sum_parts
+from .product import accumulate, begin, block_sizes, relu, split_buffers, split_range, sum_parts
 from .tiles import Product, Tile
 
 NO_SHORTCUT, IDENTITY, PROJECT = 0, 1, 2
@@ -83,7 +83,7 @@ def conv_kernel(
         acc += tl.load(b_ptr + columns, mask=columns < N, other=0.0)[None, :]
         if SHORTCUT == 1:
             acc += tl.load(shortcut_ptr + offsets, mask=mask, other=0.0)
-        tl.store(y_ptr + offsets, tl.maximum(acc, 0.0), mask=mask)
+        tl.store(y_ptr + offsets, relu(acc), mask=mask)
 
 
 def add_conv(
@@ -160,9 +160,18 @@ def add_conv(
     return y
 
 
-def conv_product(conv: Conv, project: Conv | None, batch: int, out: int) -> Product:
+def conv_product(conv: Conv, shortcut: tuple[Any, int, Conv | None] | None, batch: int, out: int) -> Product:
     """The convolution as the tile chooser sees it."""
-    return Product("conv", batch * out * out, conv.cout, conv.cin, conv.taps**2, 0 if project is None else project.cin)
+    project = shortcut[2] if shortcut else None
+    return Product(
+        "conv",
+        batch * out * out,
+        conv.cout,
+        conv.cin,
+        conv.taps**2,
+        extra=project.cin if project else 0,
+        residual=shortcut is not None and project is None,
+    )
 
 
 def add_blocks(
@@ -175,7 +184,7 @@ def add_blocks(
             final = conv is block.convs[-1]
             out = conv.output_side(side)
             shortcut = (entry, entry_side, block.project) if final else None
-            tile = choose(conv_product(conv, block.project if final else None, batch, out))
+            tile = choose(conv_product(conv, shortcut, batch, out))
             x = add_conv(builder, conv, tile, batch, x, (side, out), shortcut, pdl)
             side = out
     return x

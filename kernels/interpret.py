@@ -35,12 +35,15 @@ class Interpreter:
                 f"TRITON_INTERPRET: got {os.environ.get('TRITON_INTERPRET')!r}, expected '1' before Triton is imported"
             )
         self.plan = plan
-        self._memory = {space: torch.full([max(plan.nbytes(space), 1) + ALIGNMENT], POISON, dtype=torch.uint8) for space in SPACES}
+        self._memory = {
+            space: torch.full([max(plan.nbytes(space), 1) + ALIGNMENT], POISON, dtype=torch.uint8) for space in SPACES
+        }
         self._memory["counters"].zero_()
         self._memory["weights"][: len(weights)] = torch.frombuffer(bytearray(weights), dtype=torch.uint8)
 
     def run(self, images: np.ndarray, after: Callable[[Launch], None] | None = None) -> np.ndarray:
-        """uint8 [n, S, S, 3], n at most the plan's batch -> float32 logits [n, classes]. after: called by each launch."""
+        """uint8 [n, S, S, 3], n at most the plan's batch -> float32 logits [n, classes]. after: called after each
+        launch."""
         pixels = self.view(Buffer("pixels", 0, "u8", self.plan.nbytes("pixels")))
         pixels[: images.size] = torch.from_numpy(images.reshape(-1).copy())
         for launch in self.plan.launches:

@@ -52,8 +52,9 @@ class Launch:
 
     name: the layer, "layer1.0.conv1". kernel: the Triton function. args: its run-time parameters by name, in the
     kernel's own order, buffers and int32. constexprs: its compile-time parameters by name; a pointer that this launch
-    does not use is None there, and no run-time parameter. warps, stages: Triton's launch options. flops: 2 x multiply-accumulate that the layer needs, not what padding adds. reads, writes: bytes
-    of distinct memory, each once. loads: bytes that thread blocks ask for, with every re-read of a tile.
+    does not use is None there, and no run-time parameter. warps, stages: Triton's launch
+    options. flops: 2 x multiply-accumulate that the layer needs, not what padding adds. reads, writes: bytes of
+    distinct memory, each once. loads: bytes that thread blocks ask for, with every re-read of a tile.
     """
 
     name: str

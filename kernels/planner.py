@@ -10,9 +10,9 @@ from ..errors import UsageError
 from .chips import ARCHS, CHIPS, default_chip
 from .classify import SPATIAL_TAPS, add_classify
 from .conv import add_blocks
-from .network import STEM_TAPS, Network
+from .network import Network
 from .plan import DTYPES, Buffer, Plan, PlanBuilder, aligned
-from .stem import WINDOW_ROW, add_stem
+from .stem import WINDOW_ROW, WINDOW_ROWS, add_stem
 from .tafe import DW_TAPS, add_tafe
 from .tiles import Product, Tile, choose_tile
 
@@ -32,7 +32,8 @@ def plan_from_network(
     """The launches of `network` for `batch` images on `arch` ("sm_90"). Needs neither GPU nor driver.
 
     choose: (Product, rows) -> Tile, instead of the table and the model of `tiles.py`; tests and `tune` pass their own.
-    multiprocessors: of the chip to fill, default that of the chip which stands for `arch`. `UsageError` for an architecture or a precision that there are no kernels for.
+    multiprocessors: of the chip to fill, default those of the chip which stands for `arch`. `UsageError` for an
+    architecture, a precision or a batch that there are no kernels for.
     """
     if arch not in ARCHS:
         raise UsageError(f"arch: got {arch!r}, expected one of {', '.join(ARCHS)}")
@@ -63,7 +64,7 @@ def _choose(precision: str, arch: str, product: Product, rows: int | None = None
 def weight_layout(network: Network) -> Layout:
     """Every stored weight. Products are [out, in], in FP16; `squeeze`, .. `head.1` are as `classify_kernel` says."""
     c, hidden = network.channels, network.hidden
-    layout: Layout = {"stem.w": ("f16", (network.stem, STEM_TAPS, WINDOW_ROW)), "stem.b": ("f32", (network.stem,))}
+    layout: Layout = {"stem.w": ("f16", (network.stem, WINDOW_ROWS, WINDOW_ROW)), "stem.b": ("f32", (network.stem,))}
     for block in network.blocks:
         for conv in block.convs:
             layout[f"{conv.name}.w"] = ("f16", (conv.cout, conv.taps**2 * conv.cin))

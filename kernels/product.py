@@ -41,6 +41,8 @@ def accumulate(
     C, N: input and output channels, constexpr or not. EVEN: C is a multiple of BLOCK_K.
     """
     STEPS = (C + BLOCK_K - 1) // BLOCK_K
+    # The windows of a tile overlap: a pixel is read up to nine times, all but once from L1 if it is let in there.
+    CACHE: tl.constexpr = ".ca" if TAPS > 1 else ""
     x_rows = x_ptr + pixel.to(tl.int64)[:, None] * C  # [BLOCK_M, 1]
     w_rows = w_ptr + columns.to(tl.int64)[None, :] * (TAPS * TAPS * C)  # [1, BLOCK_N]
     for step in range(first, last):
@@ -56,7 +58,7 @@ def accumulate(
         if not EVEN:
             x_mask = x_mask & (channel < C)[None, :]
             w_mask = w_mask & (channel < C)[:, None]
-        x = tl.load(x_rows + ((down * W + right) * C + channel)[None, :], mask=x_mask, other=0.0)
+        x = tl.load(x_rows + ((down * W + right) * C + channel)[None, :], mask=x_mask, other=0.0, cache_modifier=CACHE)
         w = tl.load(w_rows + (tap * C + channel)[:, None], mask=w_mask, other=0.0)
         if SCALED:
             scale = tl.load(scale_ptr + channel, mask=channel < C, other=0.0)  # [BLOCK_K]
@@ -97,12 +99,24 @@ def sum_parts(
 
 
 @triton.jit
+def larger(x, y):
+    """max(x, y), but NaN stays NaN: what overflowed must not come out as a plausible answer."""
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def relu(x):
+    return larger(x, 0.0)
+
+
+@triton.jit
 def gelu(x):
     """The exact form: x times the normal distribution's integral to x."""
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
+
 def split_buffers(builder: PlanBuilder, tiles: int, tile: Tile) -> tuple[Any, Any, int]:
-    """What `sum_parts` needs for `tiles` tiles: the parts, the counters, and the parts' bytes; None, None, 0 unsplit."""
+    """What `sum_parts` needs for `tiles` tiles: the parts, the counters, the parts' bytes; unsplit: None, None, 0."""
     if tile.split == 1:
         return None, None, 0
     count = tiles * tile.split * tile.block_m * tile.block_n

@@ -71,13 +71,13 @@ def _pack_pixels(get, facts):
     pixels = get("pixels_ptr", -1, size, size, 3)[: facts["images"]].float()
     means = torch.tensor([facts[f"MEAN_{c}"] for c in "RGB"], device=pixels.device, dtype=torch.float32)
     four = torch.cat([(pixels - means) / 64, torch.ones_like(pixels[..., :1])], -1)
-    below, right = facts["HP"] - size - padding, facts["WP"] - size - padding
-    return {"packed_ptr": F.pad(four, (0, 0, padding, right, padding, below))}
+    after = facts["SIDE"] - size - padding
+    return {"packed_ptr": F.pad(four, (0, 0, padding, after, padding, after))}
 
 
 def _stem(get, facts):
-    packed = get("packed_ptr", -1, facts["HP"], facts["WP"], 4).permute(0, 3, 1, 2)
-    w = get("w_ptr", facts["N"], 7, 8, 4).permute(0, 3, 1, 2)
+    packed = get("packed_ptr", -1, facts["SIDE"], facts["SIDE"], 4).permute(0, 3, 1, 2)
+    w = get("w_ptr", facts["N"], 8, 8, 4).permute(0, 3, 1, 2)
     y = F.relu(F.conv2d(packed, w, get("b_ptr", -1), stride=2)[:, :, : facts["HC"], : facts["WC"]])
     return {"y_ptr": F.max_pool2d(y, 3, 2, 1).permute(0, 2, 3, 1)}
 

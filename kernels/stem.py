@@ -2,8 +2,8 @@
 
 Two launches. `pack_pixels_kernel` writes each pixel as four FP16 channels on a map padded by three pixels: R, G and B
 less a whole number near their mean, times 2**-6 (both exact in FP16), and 1. On padding all four are 0. The weight of
-the fourth channel carries what is left of the means, so padding is what it is after normalisation: nothing. One row
-of a window is then 8 pixels x 4 channels = 32 neighbouring values, the eighth pixel's weights being 0.
+the fourth channel carries what is left of the means, so padding is what it is after normalisation: nothing. A window
+is then 8 rows of 8 pixels x 4 channels, 32 neighbouring values a row; the weights of the eighth row and pixel are 0.
 
 `stem_kernel` walks down the convolution's rows. Of each row it computes the even and the odd columns as two products;
 the maximum over three columns is that of even, odd and odd shifted by one, and the shift is a product with a matrix
@@ -22,28 +22,29 @@ from torch.nn import functional as F
 
 from .network import STEM_PADDING, STEM_TAPS, Network
 from .plan import IMAGES, Buffer, PlanBuilder
-from .product import begin
+from .product import begin, larger, relu
 from .tiles import Product, Tile
 
 # Pixels less their mean span about +-150; scaled so, their weights stay clear of FP16's subnormal range.
 PIXEL_SCALE = 2.0**-6
-# Values of a row of a window: eight pixels, so that each row starts on 16 bytes, of four channels.
-WINDOW_ROW = 32
+# A window as it is stored: eight rows, taken two at a time, of eight pixels, so that each starts on 16 bytes, of four
+# channels.
+WINDOW_ROWS, WINDOW_ROW = 8, 32
 # Pooled columns per program.
 COLUMNS = 64
 PACK_BLOCK = 1024
 
 
 def stem_reference(pixels, w, b, means):
-    """Plain PyTorch. pixels: uint8 [n, S, S, 3]; w: [N, 3, 7, 7] for pixel - mean; means: 3 -> [n, h, w, N], w's dtype."""
+    """Plain PyTorch. pixels: uint8 [n, S, S, 3]; w: [N, 3, 7, 7] for pixel - mean -> [n, h, w, N], of w's dtype."""
     x = pixels.permute(0, 3, 1, 2).float() - torch.tensor(means, device=pixels.device).reshape(1, 3, 1, 1)
     y = F.relu(F.conv2d((x * PIXEL_SCALE).to(w.dtype), w / PIXEL_SCALE, b, 2, STEM_PADDING))
     return F.max_pool2d(y, 3, 2, 1).permute(0, 2, 3, 1)
 
 
-def packed_sides(size: int) -> tuple[int, int]:
-    """Rows and columns of the packed map. Columns: even, and room for the eighth pixel of the last window."""
-    return size + 2 * STEM_PADDING, -(-(size + 2 * STEM_PADDING + 1) // 2) * 2
+def packed_side(size: int) -> int:
+    """Side of the packed map: even, which leaves room for the eighth row and pixel of the last window."""
+    return -(-(size + 2 * STEM_PADDING) // 2) * 2
 
 
 def whole_means(channel_means: tuple[float, ...]) -> tuple[int, ...]:
@@ -54,14 +55,14 @@ def whole_means(channel_means: tuple[float, ...]) -> tuple[int, ...]:
 @triton.jit
 def pack_pixels_kernel(
     pixels_ptr, packed_ptr, images,
-    SIZE: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr, PADDING: tl.constexpr,
+    SIZE: tl.constexpr, SIDE: tl.constexpr, PADDING: tl.constexpr,  # of a square of pixels, and of packed ones
     MEAN_R: tl.constexpr, MEAN_G: tl.constexpr, MEAN_B: tl.constexpr,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     begin(PDL)
     image = tl.program_id(1)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK] packed pixels
-    row, column = at // WP - PADDING, at % WP - PADDING
+    row, column = at // SIDE - PADDING, at % SIDE - PADDING
     # A slot without an image is padding all over: none of its rows is real.
     real = (row >= 0) & (row < tl.where(image < images, SIZE, 0)) & (column >= 0) & (column < SIZE)
     channel = tl.arange(0, 4)[None, :]  # [1, 4]
@@ -70,14 +71,14 @@ def pack_pixels_kernel(
     mean = tl.where(channel == 0, MEAN_R, tl.where(channel == 1, MEAN_G, MEAN_B))
     value = tl.where(channel < 3, (value - mean) * 0.015625, 1.0)
     value = tl.where(real[:, None], value, 0.0)
-    target = (image.to(tl.int64) * (HP * WP) + at)[:, None] * 4 + channel
-    tl.store(packed_ptr + target, value.to(tl.float16), mask=(at < HP * WP)[:, None] & (channel < 4))
+    target = (image.to(tl.int64) * (SIDE * SIDE) + at)[:, None] * 4 + channel
+    tl.store(packed_ptr + target, value.to(tl.float16), mask=(at < SIDE * SIDE)[:, None] & (channel < 4))
 
 
 @triton.jit
 def stem_kernel(
     packed_ptr, w_ptr, b_ptr, y_ptr,
-    HP: tl.constexpr, WP: tl.constexpr,  # packed map
+    SIDE: tl.constexpr,  # packed map, square
     HC: tl.constexpr, WC: tl.constexpr,  # the convolution's map
     P: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,  # pooled map
     ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, OVERLAP: tl.constexpr, PDL: tl.constexpr,
@@ -91,12 +92,13 @@ def stem_kernel(
     i = tl.arange(0, BLOCK_M)
     q = tl.program_id(1) * (BLOCK_M - OVERLAP) - OVERLAP + i  # [BLOCK_M] pooled columns
     columns = tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] channels
-    k = tl.arange(0, 32)
+    k = tl.arange(0, 64)  # two rows of a window
     shift = (i[None, :] == i[:, None] - 1).to(tl.float16)  # [BLOCK_M, BLOCK_M]
     bias = tl.load(b_ptr + columns, mask=columns < N, other=0.0)[None, :]
     # Column 2 q of the convolution; a column is two packed pixels of four channels.
-    at = packed_ptr + image * (HP * WP * 4) + (q * 16)[:, None] + k[None, :]  # [BLOCK_M, 32]
-    w_at = w_ptr + (columns * 224)[None, :] + k[:, None]  # [32, BLOCK_N]
+    window = (q * 16)[:, None] + (k // 32 * (SIDE * 4) + k % 32)[None, :]  # [BLOCK_M, 64]
+    at = packed_ptr + image * (SIDE * SIDE * 4) + window
+    w_at = w_ptr + (columns * 256)[None, :] + k[:, None]  # [64, BLOCK_N]
     largest = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for j in range(2 * ROWS + 1):
         row = 2 * strip * ROWS - 1 + j
@@ -105,19 +107,20 @@ def stem_kernel(
         odd = (q >= 0) & (2 * q + 1 < width)
         x_even = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         x_odd = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for r in range(7):
-            line = at + (2 * row + r) * (WP * 4)
-            w = tl.load(w_at + r * 32, mask=(columns < N)[None, :], other=0.0)
-            x_even = tl.dot(tl.load(line, mask=even[:, None], other=0.0), w, x_even)
-            x_odd = tl.dot(tl.load(line + 8, mask=odd[:, None], other=0.0), w, x_odd)
+        # Through L1: windows overlap, and the weights are the same for every row.
+        for r in range(0, 8, 2):
+            line = at + (2 * row + r) * (SIDE * 4)
+            w = tl.load(w_at + r * 32, mask=(columns < N)[None, :], other=0.0, cache_modifier=".ca")
+            x_even = tl.dot(tl.load(line, mask=even[:, None], other=0.0, cache_modifier=".ca"), w, x_even)
+            x_odd = tl.dot(tl.load(line + 8, mask=odd[:, None], other=0.0, cache_modifier=".ca"), w, x_odd)
         # ReLU makes 0 the least value, so 0 also stands for what lies outside the map.
-        x_even = tl.where(even[:, None], tl.maximum(x_even + bias, 0.0), 0.0)
-        x_odd = tl.where(odd[:, None], tl.maximum(x_odd + bias, 0.0), 0.0)
+        x_even = tl.where(even[:, None], relu(x_even + bias), 0.0)
+        x_odd = tl.where(odd[:, None], relu(x_odd + bias), 0.0)
         before = tl.dot(shift, x_odd.to(tl.float16))
-        across = tl.maximum(tl.maximum(x_even, x_odd), before)
+        across = larger(larger(x_even, x_odd), before)
         first = j % 2 == 0  # an odd row: the last of one pooled row, the first of the next
         p = strip * ROWS + j // 2 - 1
-        largest = tl.maximum(largest, across)
+        largest = larger(largest, across)
         width = tl.where(first & (j > 0) & (p < P), Q, 0)
         mask = ((q >= 0) & (i >= OVERLAP) & (q < width))[:, None] & (columns < N)[None, :]
         y = y_ptr + ((image * P + p) * Q + q)[:, None] * N + columns[None, :]
@@ -129,15 +132,14 @@ def add_stem(
     builder: PlanBuilder, network: Network, batch: int, pixels: Buffer, choose: Callable[..., Tile], pdl: bool
 ) -> Any:
     """Appends the two launches; returns the pooled map. choose: Product -> Tile, of block_m / 64 pooled rows."""
-    hp, wp = packed_sides(network.size)
+    packed_pixels = packed_side(network.size) ** 2
     means = whole_means(network.channel_means)
-    packed = builder.buffer("f16", batch * hp * wp * 4)
+    packed = builder.buffer("f16", batch * packed_pixels * 4)
     builder.launch(
         {"pixels_ptr": pixels, "packed_ptr": packed, IMAGES: batch},
         {
             "SIZE": network.size,
-            "HP": hp,
-            "WP": wp,
+            "SIDE": packed_side(network.size),
             "PADDING": STEM_PADDING,
             "MEAN_R": means[0],
             "MEAN_G": means[1],
@@ -147,26 +149,25 @@ def add_stem(
         },
         name="pack_pixels",
         kernel="pack_pixels_kernel",
-        grid=(-(-hp * wp // PACK_BLOCK), batch, 1),
+        grid=(-(-packed_pixels // PACK_BLOCK), batch, 1),
         warps=8,
         stages=1,
         flops=0,
         reads=pixels.nbytes,
-        writes=batch * hp * wp * 8,
+        writes=batch * packed_pixels * 8,
         loads=pixels.nbytes,
     )
     side, pooled = network.stem_side, network.pooled_side
-    tile = choose(Product("stem", batch * pooled * pooled, network.stem, WINDOW_ROW, STEM_TAPS))
+    tile = choose(Product("stem", batch * pooled * pooled, network.stem, WINDOW_ROW, WINDOW_ROWS))
     rows, block_n = tile.block_m // COLUMNS, tile.block_n
     overlap = int(pooled > COLUMNS)
     grid = (batch * -(-pooled // rows), -(-pooled // (COLUMNS - overlap)), -(-network.stem // block_n))
     y = builder.buffer("f16", batch * pooled * pooled * network.stem)
-    weight_bytes = 2 * network.stem * STEM_TAPS * WINDOW_ROW
+    weight_bytes = 2 * network.stem * WINDOW_ROWS * WINDOW_ROW
     builder.launch(
         {"packed_ptr": packed, "w_ptr": builder.weights["stem.w"], "b_ptr": builder.weights["stem.b"], "y_ptr": y},
         {
-            "HP": hp,
-            "WP": wp,
+            "SIDE": packed_side(network.size),
             "HC": side,
             "WC": side,
             "P": pooled,
@@ -184,9 +185,8 @@ def add_stem(
         warps=tile.warps,
         stages=tile.stages,
         flops=2 * batch * side * side * network.stem * STEM_TAPS**2 * 3,
-        reads=batch * hp * wp * 8 + weight_bytes + 4 * network.stem,
+        reads=batch * packed_pixels * 8 + weight_bytes + 4 * network.stem,
         writes=2 * batch * pooled * pooled * network.stem,
-        loads=grid[0] * grid[1] * grid[2] * (2 * rows + 1) * STEM_TAPS * 2 * WINDOW_ROW * (2 * COLUMNS + block_n),
+        loads=grid[0] * grid[1] * grid[2] * (2 * rows + 1) * WINDOW_ROWS * 2 * WINDOW_ROW * (2 * COLUMNS + block_n),
     )
     return y
-

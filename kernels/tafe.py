@@ -28,7 +28,7 @@ DW_TAPS = 9
 
 
 def split_reference(f, w, b, dw_w, dw_b, of_pool, of_variance, pool: str):
-    """Plain PyTorch. f: [n, H, W, C]; w: [2 C, C]; dw_w: [2 C, 1, 3, 3] -> x [n, H, W, C], d [n, H, W, 2 C], s [n, C]."""
+    """Plain PyTorch. f: [n, H, W, C]; dw_w: [2 C, 1, 3, 3] -> x [n, H, W, C], d [n, H, W, 2 C], s [n, C]."""
     y, x = F.conv2d(f.permute(0, 3, 1, 2), w[:, :, None, None], b).chunk(2, 1)
     d = F.conv2d(y, dw_w, dw_b, padding=1, groups=y.shape[1])
     wide = x.float()
@@ -49,7 +49,8 @@ def merge_reference(x, g, h, w, b):
 
 @triton.jit
 def split_kernel(
-    f_ptr, w_ptr, b_ptr, dw_w_ptr, dw_b_ptr, of_pool_ptr, of_variance_ptr, x_ptr, d_ptr, s_ptr, partial_ptr, counter_ptr,
+    f_ptr, w_ptr, b_ptr, dw_w_ptr, dw_b_ptr, of_pool_ptr, of_variance_ptr,
+    x_ptr, d_ptr, s_ptr, partial_ptr, counter_ptr,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, NEAREST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -143,7 +144,8 @@ def detail_and_gate_kernel(
     first, last = split_range(tl.cdiv(size, BLOCK_K), part, SPLIT)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc = accumulate(
-        acc, x_ptr, w_ptr, m, m, m, valid, columns, first, last, None, 1, 1, size, size, 1, False, C % BLOCK_K == 0, BLOCK_K
+        acc, x_ptr, w_ptr, m, m, m, valid, columns, first, last, None,
+        1, 1, size, size, 1, False, C % BLOCK_K == 0, BLOCK_K,
     )  # fmt: skip
     if SPLIT > 1:
         acc, mine = sum_parts(acc, tile, part, partial_ptr, counter_ptr, SPLIT, BLOCK_M, BLOCK_N)

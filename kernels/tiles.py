@@ -7,17 +7,15 @@ where nobody has measured yet.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import astuple, dataclass
 
 from .chips import ARCHS, CHIPS, default_chip
+from .tile_table import Tile, TileTable
 
-TABLE = Path(__file__).with_name("tiles.json")
 # tl.dot of Triton reduces over at least so many channels.
 LEAST_K = 16
-# Bytes of shared memory that the compiler keeps for itself, reductions and layout changes (seen in cubins: up to 1 KiB).
+# Bytes of shared memory that the compiler keeps for itself, reductions and layout changes (seen: up to 1 KiB).
 RESERVED_SHARED = 2048
 
 
@@ -25,7 +23,7 @@ RESERVED_SHARED = 2048
 class Product:
     """A product [m, taps * channels + extra] x [.., n]; `kind` names the kernel family that computes it.
 
-    extra: channels of a second operand that joins the sum (a projected shortcut).
+    extra: channels of a second operand that joins the sum (a projected shortcut). residual: a map is added in the end.
     """
 
     kind: str
@@ -34,6 +32,7 @@ class Product:
     channels: int
     taps: int
     extra: int = 0
+    residual: bool = False
 
     def steps(self, block_k: int) -> int:
         return self.taps * -(-self.channels // block_k) + -(-self.extra // block_k)
@@ -41,32 +40,25 @@ class Product:
     @property
     def key(self) -> str:
         """The shape as `tiles.json` names it."""
-        return f"{self.kind}:{self.m}x{self.n}x{self.taps}x{self.channels}+{self.extra}"
-
-
-@dataclass(frozen=True)
-class Tile:
-    """block_m x block_n of the output per program, block_k channels per step, `split` programs per tile."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    split: int
-    warps: int
-    stages: int
+        return f"{self.kind}:{self.m}x{self.n}x{self.taps}x{self.channels}+{self.extra}{'r' * self.residual}"
 
 
 def choose_tile(product: Product, precision: str, arch: str, rows: int | None = None) -> Tile:
     """The tile of `product` on `arch`. rows: block_m, where the kernel needs a certain one."""
-    measured = _table().get((product.key, precision, arch))
+    measured = _table().get(product.key, precision, arch)
     if measured is not None and rows in (None, measured.block_m):
         return measured
-    return min(candidates(product, arch, rows), key=lambda tile: (cost(product, tile, arch), astuple_key(tile)))
+    return ranked_candidates(product, arch, rows)[0]
 
 
-def astuple_key(tile: Tile) -> tuple[int, ...]:
-    """Breaks a tie between equal costs, the same way everywhere."""
-    return tuple(asdict(tile).values())
+def ranked_candidates(product: Product, arch: str, rows: int | None = None) -> list[Tile]:
+    """All candidates, the cheapest by the model first; equal costs in the same order everywhere."""
+    return sorted(candidates(product, arch, rows), key=lambda tile: (cost(product, tile, arch), astuple(tile)))
+
+
+@functools.lru_cache(maxsize=1)
+def _table() -> TileTable:
+    return TileTable.read()
 
 
 def candidates(product: Product, arch: str, rows: int | None = None) -> Iterator[Tile]:
@@ -74,58 +66,66 @@ def candidates(product: Product, arch: str, rows: int | None = None) -> Iterator
     if product.kind == "stem":
         for strip in (1, 2, 4, 7, 8, 14):
             for block_n in (32, 64) if product.n > 32 else (32,):
-                yield Tile(strip * 64, block_n, 32, split=1, warps=8 if block_n > 32 else 4, stages=3)
+                yield Tile(strip * 64, block_n, 64, split=1, warps=8 if block_n > 32 else 4, stages=3)
         return
     block_k = max(LEAST_K, min(64, _power_of_two(product.channels)))
     widest = max(32, _power_of_two(product.n))
-    for block_m in (rows,) if rows else (64, 128):
+    # TAFE's split has four accumulators, for the detail. 64 registers of them a thread leave room for the rest.
+    accumulators = 4 if product.kind == "split" else 1
+    # wgmma leaves registers for the tallest tiles; on sm_100 Triton uses the tensor memory for 64 or 128 rows only.
+    tall = ARCHS[arch].wgmma and product.kind == "conv"
+    for block_m in (rows,) if rows else (64, 128, 256) if tall else (64, 128):
         for block_n in (n for n in (32, 64, 128) if n <= widest):
-            # TAFE's split keeps four accumulators, for the detail; one of 64 registers a thread leaves room for the rest.
-            accumulators = 4 if product.kind == "split" else 1
-            warps = 8 if accumulators * block_m * block_n > 64 * 128 else 4
-            if accumulators * block_m * block_n > 128 * 256:
-                continue
+            warps = max(4, accumulators * block_m * block_n // (64 * 32))
             for split in (1, 2, 4, 8, 16):
+                parts = -(-product.m // block_m) * -(-product.n // block_n) * split * block_m * block_n * 4
+                if split > 1 and parts > CHIPS[default_chip(arch)].l2_bytes // 2:
+                    break  # the parts would leave L2, and cost more than the multiprocessors they fill
                 steps = -(-product.steps(block_k) // split)
                 stages = _stages(2 * (block_m + block_n) * block_k, steps, arch)
-                if stages and (split == 1 or steps >= 2):
+                if warps <= (16 if tall else 8) and stages and (split == 1 or steps >= 2):
                     yield Tile(block_m, block_n, block_k, split, warps, stages)
 
 
 def _stages(step_bytes: int, steps: int, arch: str) -> int:
-    """K-steps in flight: up to four, while two blocks find room on a multiprocessor, else what one block may have."""
+    """K-steps in flight: three or four while two blocks find room on a multiprocessor, else what one block may have."""
     limits = ARCHS[arch]
-    for available in (limits.shared_per_sm // 2, limits.shared_per_block):
+    for available, least in ((limits.shared_per_sm // 2, 3), (limits.shared_per_block, 2)):
         stages = min(4, max(2, steps), (available - RESERVED_SHARED) // step_bytes)
-        if stages >= 2:
-            return stages
+        if stages >= min(least, steps):
+            return max(2, stages)
     return 0
 
 
-# The model's unit is a clock of one SM. Tensor cores: FP16 multiply-adds per clock and SM, dense, of Hopper; what
-# matters is the ratio to the 64 bytes per clock that an SM draws from L2.
-_FMA, _L2 = 2048, 64
-# A block's start, first loads and epilogue; one round of "write my part, count, maybe read all parts"; and a K-step of
-# a block that is alone on its multiprocessor, which waits for L2 with some loads in flight.
-_BLOCK, _SPLIT, _STEP = 2000, 600, 256
-_BLOCKS_PER_SM = 2
+# The model's unit is a clock of one SM. Tensor cores: FP16 multiply-adds per clock and SM, dense, of Hopper. L2: bytes
+# per clock that one SM can draw, and that each gets when all do (5.5 to 6.5 TB/s on H100). A 3x3 window finds about two
+# of three pixels in L1.
+_FMA, _L2_ALONE, _L2_SHARED, _L1_REUSE = 2048, 64, 28, 3
+# A block's start, first loads and epilogue; the barrier and the count of a split tile; and a K-step of a block that is
+# alone on its multiprocessor, which waits for L2 with some loads in flight.
+_BLOCK, _SPLIT, _STEP = 2000, 450, 256
 
 
 def cost(product: Product, tile: Tile, arch: str) -> float:
     """Clocks until the last block ends."""
     multiprocessors = CHIPS[default_chip(arch)].multiprocessors
-    rows = tile.block_m
-    steps = -(-product.steps(tile.block_k) // tile.split)
+    rows, steps = tile.block_m, -(-product.steps(tile.block_k) // tile.split)
     if product.kind == "stem":
         # 2 n + 1 rows of the convolution for n pooled ones, their even and odd columns side by side.
         steps, rows = steps * (2 * tile.block_m // 64 + 1), 2 * 64
     blocks = -(-product.m // tile.block_m) * -(-product.n // tile.block_n) * tile.split
-    step = max(rows * tile.block_n * tile.block_k / _FMA, 2 * (rows + tile.block_n) * tile.block_k / _L2)
+    l2 = _L2_ALONE if blocks <= multiprocessors else _L2_SHARED
+    reuse = _L1_REUSE if product.taps > 1 else 1
+    step = max(rows * tile.block_n * tile.block_k / _FMA, 2 * (rows / reuse + tile.block_n) * tile.block_k / l2)
     area = tile.block_m * tile.block_n
-    clocks = -(-blocks // multiprocessors) * (steps * max(step, _STEP) + 2 * area / _L2)
-    clocks += -(-blocks // (multiprocessors * _BLOCKS_PER_SM)) * _BLOCK
+    # FP16 out, or a float32 part out and in again.
+    epilogue = (2 if tile.split == 1 else 8) * area / l2
+    shared = 2 * tile.stages * (rows + tile.block_n) * tile.block_k + RESERVED_SHARED
+    resident = 2 if tile.warps <= 8 and 2 * shared <= ARCHS[arch].shared_per_sm else 1
+    clocks = -(-blocks // multiprocessors) * (steps * max(step, _STEP) + epilogue)
+    clocks += -(-blocks // (multiprocessors * resident)) * _BLOCK
     if tile.split > 1:
-        clocks += _SPLIT + (1 + tile.split) * 4 * area / _L2
+        clocks += _SPLIT + tile.split * 4 * area / l2
     return clocks
 
 
@@ -135,7 +135,5 @@ def _power_of_two(n: int) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _table() -> dict[tuple[str, str, str], Tile]:
-    """`tiles.json`: (product, precision, arch) -> tile."""
-    entries = json.loads(TABLE.read_text(encoding="utf-8"))["tiles"]
-    return {(e["product"], e["precision"], e["arch"]): Tile(**e["tile"]) for e in entries}
+def _table() -> TileTable:
+    return TileTable.read()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import UsageError
 from .network import Network
 from .planner import weight_buffers, weight_layout
-from .stem import PIXEL_SCALE, WINDOW_ROW, whole_means
+from .stem import PIXEL_SCALE, whole_means
 
 _NUMPY = {"f16": np.float16, "f32": np.float32}
 
@@ -95,10 +95,12 @@ def detail_weight(weight: Tensor) -> Tensor:
 
 
 def stem_weight(weight: Tensor, channel_means: tuple[float, ...]) -> Tensor:
-    """[N, 3, 7, 7], of pixel - mean -> [N, 7, 8 pixels x 4 channels], of what `pack_pixels_kernel` writes."""
+    """[N, 3, 7, 7], of pixel - mean -> [N, 8 rows, 8 pixels, 4 channels], of what `pack_pixels_kernel` writes."""
     n = weight.shape[0]
-    rest = torch.tensor(whole_means(channel_means), dtype=torch.float64) - torch.tensor(channel_means, dtype=torch.float64)
-    packed = torch.zeros(n, 7, 8, 4, dtype=torch.float64)
-    packed[:, :, :7, :3] = weight.double().permute(0, 2, 3, 1) / PIXEL_SCALE
-    packed[:, :, :7, 3] = (weight.double() * rest[:, None, None]).sum(1)
-    return packed.reshape(n, 7, WINDOW_ROW).float()
+    rest = torch.tensor(whole_means(channel_means), dtype=torch.float64) - torch.tensor(
+        channel_means, dtype=torch.float64
+    )
+    packed = torch.zeros(n, 8, 8, 4, dtype=torch.float64)
+    packed[:, :7, :7, :3] = weight.double().permute(0, 2, 3, 1) / PIXEL_SCALE
+    packed[:, :7, :7, 3] = (weight.double() * rest[:, None, None]).sum(1)
+    return packed.float()

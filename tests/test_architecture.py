@@ -39,6 +39,7 @@ OPTIONAL = (
     "accelerate",
     "tensorrt",
     "pycuda",
+    "cuda",
     "tritonclient",
 )
 MAX_LINES = 400

@@ -490,7 +490,7 @@ def full_width_path(session_folder):
         torch.manual_seed(0)
         model = TKFNet().eval()
     checkpoint = Checkpoint(model, LABELS, Preprocessing(), {}, "0" * 64)
-    draft = _lower(fold(model), "onnxruntime", checkpoint, Request("float32", "onnxruntime", "cpu", 32))
+    draft = _lower(fold(model), "onnxruntime", checkpoint, Request("float32", "onnxruntime", "cpu", 32), None)
     path = session_folder / "full.tkf"
     write_bundle(path, draft.tensors, draft.facts)
     yield path

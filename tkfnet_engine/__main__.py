@@ -17,6 +17,7 @@ COMMANDS = {
     "info": "show what an engine file is",
     "bench": "time an engine on this machine",
     "train": "train the reference network",
+    "tune": "measure the fused kernels' tiles on this GPU",
 }
 
 

@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .backends.fused import chosen_arch
 from .backends.registry import BACKENDS
 from .bundle import SUFFIX
 from .console import Parser, run_command, say
 from .errors import UsageError, VerificationError
+from .kernels.chips import ARCHS, arch_named
 
 REFERENCE = "tkfnet_reference.safetensors"
 
@@ -29,6 +31,12 @@ def parser() -> Parser:
         help="auto times the installed ones that run without PyTorch",
     )
     p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    p.add_argument(
+        "--arch",
+        action="append",
+        metavar="sm_XY",
+        help="GPU architecture of a fused engine, may be repeated (default: this GPU's; without a GPU, every one)",
+    )
     p.add_argument("--max-batch", type=int, default=32, metavar="N", help="largest batch in one run (default 32)")
     p.add_argument("--verify-data", metavar="DATA", help="test images to verify on (default: rendered faces)")
     p.add_argument("--out", help="the engine file (default: tkfnet-PRECISION.tkf)")
@@ -38,6 +46,15 @@ def parser() -> Parser:
 def reference_checkpoint() -> str:
     """The path of the checkpoint that ships with the package."""
     return os.path.join(os.path.dirname(__file__), "assets", REFERENCE)
+
+
+def _archs(named: Sequence[str] | None, device: str) -> tuple[str, ...]:
+    """The architectures that --arch names, each once."""
+    if named and device != "cuda":
+        raise UsageError(f"--arch {' '.join(named)}: is of GPUs; give --device cuda as well, or leave it out")
+    for name in named or ():
+        arch_named(name)
+    return tuple(dict.fromkeys(named or ()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not os.path.isdir(folder):
         raise UsageError(f"--out: the folder {folder} is not there; make it first")
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
         import torch
     except ImportError as error:
         raise UsageError(
@@ -64,20 +79,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .export.engine_from_checkpoint import Request, build_engine
     from .model.checkpoint import load_checkpoint
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: got no usable NVIDIA GPU, expected one; build with --device cpu")
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    gpu = torch.cuda.is_available()
+    device = "cuda" if args.device == "cuda" or (args.device == "auto" and gpu) else "cpu"
     if args.device == "auto" and args.backend != "auto" and device not in BACKENDS[args.backend].devices:
         device = BACKENDS[args.backend].devices[0]
     if args.device == "auto":
         why = "an NVIDIA GPU is here" if device == "cuda" else "no NVIDIA GPU is used"
         say(f"building for the {'GPU' if device == 'cuda' else 'CPU'}: {why}")
+    ahead = device == "cuda" and not gpu
+    if ahead:
+        say("no NVIDIA GPU is used here: building ahead, for one elsewhere")
+    archs = _archs(args.arch, device)
+    if device == "cuda" and not archs:
+        capability, name = (None, "") if ahead else (torch.cuda.get_device_capability(), torch.cuda.get_device_name())
+        archs = (chosen_arch(capability, list(ARCHS), name),) if capability else tuple(ARCHS)
     if device == "cpu" and args.precision == "float16":
         say("float16 on a CPU: the engine stores FP16 and rounds to it; most processors compute it in float32")
     checkpoint = load_checkpoint(reference_checkpoint() if args.checkpoint is None else args.checkpoint)
     if args.checkpoint is None:
         say("no --checkpoint: using the shipped reference, trained on rendered faces only (docs/reference.md)")
-    request = Request(args.precision, args.backend, device, args.max_batch, args.verify_data)
+    request = Request(args.precision, args.backend, device, args.max_batch, args.verify_data, archs, ahead)
     try:
         facts = build_engine(checkpoint, request, out)
     except VerificationError as error:

@@ -112,6 +112,22 @@ class Engine:
             )
         return logits
 
+    def logits_on_device(self, pixels: Any, logits: Any = None, stream: Any = None) -> Any:
+        """Images in GPU memory -> logits in GPU memory, without a copy and in the order of the caller's stream.
+
+        pixels: uint8 RGB [N, S, S, 3], C-contiguous, N at most the engine's `max_batch`; logits: where to write,
+        float32 [N, classes], by default a new array. Both with `__cuda_array_interface__` or `__dlpack__`, as PyTorch,
+        CuPy and JAX have them. stream: its handle as an integer (torch.cuda.current_stream().cuda_stream), or an object
+        with `__cuda_stream__`; by default CUDA's default stream. Returns the logits once the work is queued: leave
+        `pixels` alone until the stream has done it. Unlike `logits` it does not look whether the answer is finite.
+        `ImageError` or `UsageError` for another shape or dtype, `BackendError` for memory that is not this GPU's, and
+        from every backend but fused.
+        """
+        runner = self._runner
+        if runner is None:
+            raise BackendError(CLOSED)
+        return runner.run_device(pixels, logits, stream)
+
     def predict(self, images: Sequence[np.ndarray] | np.ndarray) -> Prediction:
         """Expressions of uint8 RGB face crops: a list of [H, W, 3] of any size, or an array [N, H, W, 3]."""
         batch = stack_crops(images, self.input_size)

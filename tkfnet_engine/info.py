@@ -1,7 +1,11 @@
-"""`python -m tkfnet_engine.info ENGINE`: shows what an engine file is, after checking every byte of it."""
+"""`python -m tkfnet_engine.info ENGINE`: shows what an engine file is, after checking every byte of it.
+
+With --plan it shows what each launch of a fused network costs (`plan_report`), of a file or of a network not yet built.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,18 +13,36 @@ from typing import Any
 from .bundle import read_facts
 from .console import Parser, emit_json, run_command
 from .engine import checked_facts
-from .errors import BundleError
+from .errors import BundleError, UsageError
+from .spec import TKFNetConfig
+
+# Flags of --plan, and of those that describe a network where no file does.
+_PLAN_FLAGS = ("batch", "arch", "chip", "backbone", "width")
+_NETWORK_FLAGS = ("backbone", "width")
 
 
 def parser() -> Parser:
-    p = Parser(prog="python -m tkfnet_engine.info", description=__doc__.partition(": ")[2])
-    p.add_argument("engine", metavar="ENGINE", help="an engine file (.tkf)")
-    p.add_argument("--json", action="store_true", help="all facts as JSON on standard output")
+    p = Parser(prog="python -m tkfnet_engine.info", description=__doc__.partition(": ")[2].partition("\n")[0])
+    p.add_argument("engine", metavar="ENGINE", nargs="?", help="an engine file (.tkf); --plan can do without")
+    p.add_argument("--json", action="store_true", help="everything as JSON on standard output")
+    p.add_argument("--plan", action="store_true", help="each kernel launch, its code and its cost; needs no GPU")
+    p.add_argument("--batch", type=int, metavar="N", help="images per run, for --plan (default 1)")
+    p.add_argument("--arch", help="architecture, for --plan (default sm_90)")
+    p.add_argument("--chip", help="count for this chip, such as H200, for --plan (default: one of the architecture)")
+    p.add_argument("--backbone", choices=TKFNetConfig.BACKBONES, help="for --plan without a file (default resnet18)")
+    p.add_argument("--width", type=float, help="for --plan without a file (default 1)")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
+    if args.plan:
+        return _plan(args)
+    if given := [f"--{name}" for name in _PLAN_FLAGS if getattr(args, name) is not None]:
+        raise UsageError(f"{', '.join(given)}: got no --plan, which they are for; add it, or leave them out")
+    if args.engine is None:
+        p.error("the following arguments are required: ENGINE")
     facts = checked_facts(args.engine, read_facts(args.engine))
     if args.json:
         emit_json(facts)
@@ -36,6 +58,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _plan(args: argparse.Namespace) -> int:
+    from .plan_report import report_of_engine, report_of_network, text_of_report
+
+    batch = 1 if args.batch is None else args.batch
+    if args.engine is None:
+        chosen = {name: value for name in _NETWORK_FLAGS if (value := getattr(args, name)) is not None}
+        found = report_of_network(TKFNetConfig(**chosen), batch, args.arch, args.chip)
+    else:
+        if given := [f"--{name}" for name in _NETWORK_FLAGS if getattr(args, name) is not None]:
+            raise UsageError(f"{', '.join(given)}: got an engine file too, whose network is given; leave one out")
+        found = report_of_engine(args.engine, batch, args.arch, args.chip)
+    if args.json:
+        emit_json(found)
+    else:
+        print(text_of_report(found))
+    return 0
+
+
 def _text(path: str, facts: dict[str, Any]) -> str:
     model, pre, report = facts["model"], facts["preprocessing"], facts.get("verification", {})
     rows = [
@@ -44,6 +84,7 @@ def _text(path: str, facts: dict[str, Any]) -> str:
         ("network", ", ".join(f"{k} {v}" for k, v in model.items())),
         ("input", f"{pre['size']}x{pre['size']} {pre['color']} uint8; mean {pre['mean']}, std {pre['std']}"),
         ("labels", ", ".join(facts["labels"])),
+        *([("kernels", f"for {', '.join(facts['archs'])}")] if facts.get("archs") else []),
         ("built with", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
         ("built on", ", ".join(map(str, facts["hardware"].values()))),
         ("checkpoint", facts["checkpoint"]["sha256"]),
@@ -55,10 +96,11 @@ def _text(path: str, facts: dict[str, Any]) -> str:
         )
         rows.append(("chosen by", f"{choice['by']}: {timed}"))
     if report:
+        where = "" if report.get("executor") is None else f" in Triton's {report['executor']}"
         rows.append(
             (
                 "verified",
-                f"{report['images']} images: SQNR {report['sqnr_db']} dB (needs {report['required_sqnr_db']}), "
+                f"{report['images']} images{where}: SQNR {report['sqnr_db']} dB (needs {report['required_sqnr_db']}), "
                 f"max error {report['max_error']}, top-1 agreement {report['top1_agreement']:.2%}",
             )
         )

@@ -16,6 +16,7 @@ from tkfnet_engine.backends import registry
 from tkfnet_engine.backends.registry import (
     BACKENDS,
     GRAPH,
+    PACKED_WEIGHTS,
     WEIGHTS,
     backend_info,
     open_backend,
@@ -49,7 +50,7 @@ def test_the_table_is_sound():
     for name, info in BACKENDS.items():
         assert info.name == name and info.requires and info.install.startswith("pip install")
         assert set(info.devices) <= {"cpu", "cuda"} and set(info.precisions) <= set(PRECISIONS)
-        assert info.artefact in (GRAPH, WEIGHTS)
+        assert info.artefact in (GRAPH, WEIGHTS, PACKED_WEIGHTS)
         # PyTorch is what an engine file is meant to do without.
         assert info.standalone == ("torch" not in info.requires)
         assert importlib.util.find_spec(f"tkfnet_engine.backends.{info.module}")
@@ -113,7 +114,7 @@ def test_an_artefact_that_is_missing_is_named(name, held):
     if held is None:
         held = (GRAPH if artefact == WEIGHTS else WEIGHTS + "stem.weight",)
     with pytest.raises(BackendError) as caught:
-        open_backend(name, {"backend": "another"}, _artefacts(*held), "cpu", 1)
+        open_backend(name, {"backend": "another"}, _artefacts(*held), BACKENDS[name].devices[0], 1)
     assert str(caught.value) == (
         f"backend {name}: this engine was built for another and lacks {artefact!r}; build one with "
         f"`python -m tkfnet_engine.build --backend {name}`"

@@ -47,11 +47,11 @@ def wrong_lowering(monkeypatch):
     def spoil(*backends):
         lower = builder._lower
 
-        def lowered(network, name, checkpoint, request):
+        def lowered(network, name, *rest):
             if name in backends:
                 network = copy.deepcopy(network)
                 network.head[2].bias[0] += 1
-            return lower(network, name, checkpoint, request)
+            return lower(network, name, *rest)
 
         monkeypatch.setattr(builder, "_lower", lowered)
 
@@ -93,7 +93,7 @@ def test_the_file_holds_what_its_backend_needs_and_no_more(backend, quick_build,
     if backend == "compiled":  # the same tensors as eager; compiling takes long
         checkpoint = load_checkpoint(small_checkpoint_path)
         network = builder.fold(checkpoint.model, checkpoint.preprocessing)
-        draft = builder._lower(network, backend, checkpoint, builder.Request("float32", backend, "cpu", 32))
+        draft = builder._lower(network, backend, checkpoint, builder.Request("float32", backend, "cpu", 32), None)
         names, network = draft.names(), network.state_dict()
     else:
         facts = quick_build(small_checkpoint_path, tmp_path / "e.tkf", backend=backend)
@@ -103,7 +103,8 @@ def test_the_file_holds_what_its_backend_needs_and_no_more(backend, quick_build,
         assert facts == bundle.facts and set(facts) == FACTS
         assert facts["backend"] == backend and facts["device"] == "cpu" and facts["max_batch"] == 32
         assert facts["checkpoint"] == {"sha256": checkpoint.sha256, "test": None}
-        assert {"tkfnet-engine", "torch", "onnx", "onnxscript", *BACKENDS[backend].requires} == set(facts["versions"])
+        info = BACKENDS[backend]
+        assert {"tkfnet-engine", "torch", *info.build_requires, *info.requires} == set(facts["versions"])
         assert set(facts["hardware"]) == {"machine", "processor"} and all(facts["hardware"].values())
         # Other users need not know where this was built.
         assert str(tmp_path) not in json.dumps(facts) and str(Path.home()) not in json.dumps(facts)
@@ -238,10 +239,15 @@ def test_auto_raises_if_none_is_left(quick_build, small_checkpoint_path, tmp_pat
 
 
 def test_auto_tries_what_is_installed_and_runs_without_torch(monkeypatch):
-    assert builder.candidates("cpu", "float32") == builder.candidates("cpu", "float16") == ["onnxruntime", "openvino"]
-    assert builder.candidates("cuda", "float32") == ["eager", "compiled"]
+    def candidates(device, precision, ahead=False):
+        return builder.candidates(builder.Request(precision, "auto", device, 32, ahead=ahead))
+
+    assert candidates("cpu", "float32") == candidates("cpu", "float16") == ["onnxruntime", "openvino"]
+    assert candidates("cuda", "float32") == ["eager", "compiled"]
+    assert candidates("cuda", "float16") == ["eager", "compiled", "fused"]
+    assert candidates("cuda", "float16", ahead=True) == ["fused"] and candidates("cuda", "float32", ahead=True) == []
     monkeypatch.setattr(builder, "why_unavailable", lambda name: "gone" if name == "openvino" else None)
-    assert builder.candidates("cpu", "float32") == ["onnxruntime"]
+    assert candidates("cpu", "float32") == ["onnxruntime"]
 
 
 def test_auto_without_any_candidate(quick_build, small_checkpoint_path, tmp_path, monkeypatch):
@@ -395,7 +401,7 @@ def export_once(*arguments):
     return copy.deepcopy(exported[0])
 builder.onnx_from_folded = export_once
 request = builder.Request("float32", "onnxruntime", "cpu", 32)
-builder._lower(builder.fold(checkpoint.model, checkpoint.preprocessing), "onnxruntime", checkpoint, request)
+builder._lower(builder.fold(checkpoint.model, checkpoint.preprocessing), "onnxruntime", checkpoint, request, None)
 write = builder.write_bundle
 
 def start(path):

@@ -15,6 +15,7 @@ from ..hardware import usable_cores
 
 GRAPH = "graph.onnx"
 WEIGHTS = "weights/"
+PACKED_WEIGHTS = "weights.packed"
 # What a runner says that was closed, maybe by another thread between two calls.
 CLOSED = "this engine was closed; load it again"
 
@@ -40,7 +41,9 @@ class Artefacts(Protocol):
 @dataclass(frozen=True)
 class BackendInfo:
     """module: the file here. requires: importable names. install: what brings them. artefact: the tensor (or
-    prefix of tensors) it runs from. standalone: needs no PyTorch, so `auto` may choose it for an engine file."""
+    prefix of tensors) it runs from. standalone: needs no PyTorch, so `auto` may choose it for an engine file.
+    build_requires, build_install: what making its tensors needs beside PyTorch. ahead: can be built for a device that
+    is not here."""
 
     name: str
     module: str
@@ -50,6 +53,9 @@ class BackendInfo:
     devices: tuple[str, ...]
     precisions: tuple[str, ...]
     standalone: bool
+    build_requires: tuple[str, ...] = ()
+    build_install: str = "pip install 'tkfnet-engine[build]'"
+    ahead: bool = False
 
 
 BACKENDS: dict[str, BackendInfo] = {
@@ -64,6 +70,7 @@ BACKENDS: dict[str, BackendInfo] = {
             ("cpu",),
             ("float32", "float16"),
             True,
+            ("onnx", "onnxscript"),
         ),
         BackendInfo(
             "openvino",
@@ -74,6 +81,7 @@ BACKENDS: dict[str, BackendInfo] = {
             ("cpu",),
             ("float32", "float16"),
             True,
+            ("onnx", "onnxscript"),
         ),
         BackendInfo(
             "eager",
@@ -94,6 +102,19 @@ BACKENDS: dict[str, BackendInfo] = {
             ("cpu", "cuda"),
             ("float32", "float16"),
             False,
+        ),
+        BackendInfo(
+            "fused",
+            "fused",
+            ("cuda.bindings",),
+            "pip install 'tkfnet-engine[cuda]'",
+            PACKED_WEIGHTS,
+            ("cuda",),
+            ("float16",),
+            True,
+            ("triton",),
+            "pip install 'tkfnet-engine[build,triton]'",
+            True,
         ),
     )
 }
@@ -106,10 +127,27 @@ def backend_info(name: str) -> BackendInfo:
 
 
 def why_unavailable(name: str) -> str | None:
-    """None if the backend's libraries are installed here, else what is missing and how to get it."""
+    """None if the libraries that the backend runs with are installed here, else what is missing and how to get it."""
     info = backend_info(name)
-    missing = [r for r in info.requires if importlib.util.find_spec(r) is None]
-    return f"it needs {', '.join(missing)}, which is not installed; {info.install}" if missing else None
+    return _missing(info.requires, info.install)
+
+
+def why_unbuildable(name: str) -> str | None:
+    """The same of the libraries that make its tensors."""
+    info = backend_info(name)
+    return _missing(info.build_requires, info.build_install)
+
+
+def _missing(requires: tuple[str, ...], install: str) -> str | None:
+    missing = [r for r in requires if not _importable(r)]
+    return f"it needs {', '.join(missing)}, which is not installed; {install}" if missing else None
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of "cuda.bindings", not even "cuda" is there
+        return False
 
 
 class _Named:
@@ -124,10 +162,26 @@ class _Named:
         except TkfnetError:
             raise
         except Exception as error:
+            raise self._failure(f"on {len(images)} images", error) from error
+
+    def run_device(self, pixels: Any, logits: Any = None, stream: Any = None) -> Any:
+        """As `fused.FusedRunner.run_device`; `BackendError` where the backend has no such thing."""
+        if not hasattr(self._runner, "run_device"):
             raise BackendError(
-                f"backend {self._name} failed on {len(images)} images: {_first_line(error)}; try a smaller batch, or "
-                "another backend"
-            ) from error
+                f"backend {self._name} takes images from host memory only; copy them there, or build an engine with "
+                "`python -m tkfnet_engine.build --fp16 --device cuda --backend fused`"
+            )
+        try:
+            return self._runner.run_device(pixels, logits, stream)
+        except TkfnetError:
+            raise
+        except Exception as error:
+            raise self._failure("on images in GPU memory", error) from error
+
+    def _failure(self, what: str, error: Exception) -> BackendError:
+        return BackendError(
+            f"backend {self._name} failed {what}: {_first_line(error)}; try a smaller batch, or another backend"
+        )
 
     def close(self) -> None:
         self._runner.close()

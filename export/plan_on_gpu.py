@@ -1,0 +1,109 @@
+"""Single launches of a plan on this GPU, over PyTorch's memory: to check them and to time them. Engines use
+`backends/fused.py`; this is for `tune`, the GPU tests and the GPU benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends.cuda_driver import Gpu
+from ..backends.cuda_graph import BucketGraph, Kernel
+from ..kernels.plan import SPACES, Buffer, Launch, Plan
+from .cubins_from_plan import Cubin
+
+_TORCH = {"u8": torch.uint8, "i8": torch.int8, "f16": torch.float16, "i32": torch.int32, "f32": torch.float32}
+# A replay lasts at least so long, that the events' own resolution (half a microsecond) is nothing beside it.
+LEAST_REPLAY_US = 500.0
+MAX_REPEATS = 200
+
+
+class PlanOnGpu:
+    """Memory for plans of one network and batch, and a stream. The arena holds random numbers until a plan has run."""
+
+    def __init__(self, nbytes: Mapping[str, int], weights: bytes, seed: int = 0):
+        """nbytes: of each space, enough for every plan to come. weights: the packed blob."""
+        self.gpu = Gpu()
+        self.stream = torch.cuda.Stream()
+        draw = torch.Generator("cuda").manual_seed(seed)
+        self._memory = {s: torch.zeros(max(nbytes[s], 256), dtype=torch.uint8, device="cuda") for s in SPACES}
+        self._memory["weights"][: len(weights)] = torch.frombuffer(bytearray(weights), dtype=torch.uint8).cuda()
+        self._memory["pixels"].random_(0, 256, generator=draw)
+        arena = self._memory["arena"]
+        arena[: len(arena) // 2 * 2].view(torch.float16).normal_(generator=draw)
+        torch.cuda.synchronize()
+        self._base = {space: memory.data_ptr() for space, memory in self._memory.items()}
+        self._kernels: dict[str, Kernel] = {}
+        self._modules: list[Any] = []
+
+    def load(self, cubins: Mapping[str, Cubin], threads: Mapping[str, int]) -> None:
+        """Makes kernels launchable. threads: per block, by variant. `BackendError` where one does not fit the GPU."""
+        with self.gpu:
+            for variant, cubin in cubins.items():
+                if variant not in self._kernels:
+                    module, function = self.gpu.function(cubin.code, cubin.entry, cubin.shared_bytes, threads[variant])
+                    self._modules.append(module)
+                    self._kernels[variant] = Kernel(function, cubin.shared_bytes)
+
+    def read(self, buffer: Buffer) -> Tensor:
+        """The buffer's elements, flat, on the GPU: a view of its memory."""
+        return self._memory[buffer.space][buffer.offset : buffer.offset + buffer.nbytes].view(_TORCH[buffer.dtype])
+
+    def write(self, buffer: Buffer, values: Tensor) -> None:
+        self.read(buffer).copy_(values.reshape(-1))
+
+    def run(self, plan: Plan, launches: Sequence[Launch] | None = None) -> None:
+        """Runs some launches of `plan`, by default all, and waits for them."""
+        graph = self._graph(plan, launches or plan.launches)
+        try:
+            self._replay(graph, plan.batch)
+            self.stream.synchronize()
+        finally:
+            with self.gpu:
+                graph.destroy()
+
+    def time_us(self, plan: Plan, launch: Launch, samples: int = 7) -> float:
+        """Microseconds per launch, median of `samples` replays of a graph that repeats it (so its operands are as warm
+        in the caches as they fit)."""
+        once = self._time(plan, [launch], 3)
+        repeats = int(min(MAX_REPEATS, max(1, LEAST_REPLAY_US / max(once, 1.0))))
+        return self._time(plan, [launch] * repeats, samples) / repeats
+
+    def time_plan_us(self, plan: Plan, samples: int = 50) -> float:
+        """Microseconds of the whole plan, median."""
+        return self._time(plan, plan.launches, samples)
+
+    def _time(self, plan: Plan, launches: Sequence[Launch], samples: int) -> float:
+        graph = self._graph(plan, launches)
+        try:
+            taken = []
+            for sample in range(samples + 1):
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record(self.stream)
+                self._replay(graph, plan.batch)
+                end.record(self.stream)
+                end.synchronize()
+                if sample:  # the first replay uploads the graph
+                    taken.append(begin.elapsed_time(end) * 1e3)
+            return statistics.median(taken)
+        finally:
+            with self.gpu:
+                graph.destroy()
+
+    def _graph(self, plan: Plan, launches: Sequence[Launch]) -> BucketGraph:
+        with self.gpu:
+            some = dataclasses.replace(plan, launches=tuple(launches))
+            return BucketGraph(self.gpu, some, self._kernels, self._base, self.stream.cuda_stream)
+
+    def _replay(self, graph: BucketGraph, images: int) -> None:
+        with self.gpu:
+            graph.replay(self.stream.cuda_stream, self._base["pixels"], self._base["logits"], images)
+
+
+def threads_of(launches: Sequence[Launch]) -> dict[str, int]:
+    """Threads per block, by variant."""
+    return {launch.variant: 32 * launch.warps for launch in launches}

@@ -1,0 +1,71 @@
+"""Candidate tiles on this GPU: compiled, checked against plain PyTorch, timed. What `tune` measures with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from ..backends.fused import chosen_arch
+from ..console import say
+from ..errors import BackendError, UsageError
+from ..kernels.chips import ARCHS
+from ..kernels.network import network_of
+from ..kernels.plan import SPACES, Launch, Plan
+from ..kernels.reference import differences
+from ..kernels.tile_table import Tile
+from ..kernels.tile_tasks import TileTask, plan_with
+from ..kernels.weights import packed_weights
+from ..model.checkpoint import load_checkpoint
+from ..model.fold import fold
+from .cubins_from_plan import compile_launches
+from .plan_on_gpu import PlanOnGpu, threads_of
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    tile: Tile
+    plan: Plan
+    launch: Launch
+
+
+class TileBench:
+    """This GPU and one network. arch: its architecture; chip, driver, triton: for the record."""
+
+    def __init__(self, checkpoint: str):
+        if not torch.cuda.is_available():
+            raise UsageError("tune: got no usable NVIDIA GPU, expected one to measure on; run it where there is one")
+        self.chip = torch.cuda.get_device_name()
+        self.arch = chosen_arch(torch.cuda.get_device_capability(), list(ARCHS), self.chip)
+        self.driver, self.triton = torch.version.cuda or "", version("triton")
+        # The judge computes in float32, not in TF32.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        loaded = load_checkpoint(checkpoint)
+        folded = fold(loaded.model, loaded.preprocessing)
+        self.network = network_of(folded)
+        self._weights = packed_weights(folded, self.network)
+
+    def measure(self, task: TileTask, tiles: list[Tile]) -> list[tuple[Tile, float]]:
+        """The tiles that compile, fit and are right, with microseconds per launch."""
+        found = []
+        for tile in tiles:
+            plan = plan_with(self.network, task, tile, self.arch)
+            launch = next(one for one in plan.launches if one.name == task.name)
+            found.append(_Candidate(tile, plan, launch))
+        failed: dict[str, BackendError] = {}
+        cubins = compile_launches([c.launch for c in found], self.arch, failed=failed)
+        nbytes = {space: max(c.plan.nbytes(space) for c in found) for space in SPACES}
+        memory = PlanOnGpu(nbytes, self._weights)
+        timed = []
+        for candidate in found:
+            launch = candidate.launch
+            if (cubin := cubins.get(launch.variant)) is None or cubin.spilled_bytes:
+                continue
+            memory.load({launch.variant: cubin}, threads_of([launch]))
+            memory.run(candidate.plan, [launch])
+            if wrong := [d for d in differences(launch, memory.read) if not d.right]:
+                say(f"{task.product.key}: {candidate.tile} is wrong: {wrong[0]}; not timed")
+                continue
+            timed.append((candidate.tile, memory.time_us(candidate.plan, launch)))
+        return timed
