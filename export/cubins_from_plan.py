@@ -54,12 +54,17 @@ class Cubin:
 
 
 def compile_launches(
-    launches: Iterable[Launch], arch: str, jobs: int | None = None, library: str = LIBRARY
+    launches: Iterable[Launch],
+    arch: str,
+    jobs: int | None = None,
+    library: str = LIBRARY,
+    failed: dict[str, BackendError] | None = None,
 ) -> dict[str, Cubin]:
     """`Launch.variant` -> its cubin for `arch` ("sm_90"), each compiled once, however many launches share it.
 
     jobs: processes, default one per core. library: the module whose `kernel_named` finds the kernels. `UsageError` for
-    an unknown architecture, `BackendError` where a kernel does not compile.
+    an unknown architecture, `BackendError` where a kernel does not compile or asks for more shared memory than there
+    is; with `failed` such kernels are entered there, by variant, and left out.
     """
     arch_named(arch)
     if find_spec("triton") is None:
@@ -68,13 +73,16 @@ def compile_launches(
     workers = min(jobs or usable_cores(), len(variants))
     with tempfile.TemporaryDirectory(prefix="tkfnet-cubins-") as folder:
         answers = _answers([_request(v, arch, library) for v in variants.values()], workers, folder)
-        cubins = dict(zip(variants, progress(answers, f"compiling kernels for {arch}", len(variants)), strict=True))
-    for variant, cubin in cubins.items():
-        if cubin.shared_bytes > ARCHS[arch].shared_per_block:
-            raise BackendError(
-                f"kernel {variant}, {arch}: needs {cubin.shared_bytes} bytes of shared memory, a block has "
-                f"{ARCHS[arch].shared_per_block}; choose a smaller tile or fewer stages"
-            )
+        cubins = {}
+        for variant, answer in zip(
+            variants, progress(answers, f"compiling kernels for {arch}", len(variants)), strict=True
+        ):
+            if isinstance(answer, Cubin):
+                cubins[variant] = answer
+            elif failed is None:
+                raise answer
+            else:
+                failed[variant] = answer
     return cubins
 
 
@@ -90,18 +98,22 @@ def _request(launch: Launch, arch: str, library: str) -> dict[str, Any]:
     }
 
 
-def _answers(requests: list[dict[str, Any]], count: int, folder: str) -> Iterator[Cubin]:
-    """The cubins in the order of `requests`, compiled by `count` processes at a time."""
+def _answers(requests: list[dict[str, Any]], count: int, folder: str) -> Iterator[Cubin | BackendError]:
+    """Cubins, or why there is none, in the order of `requests`, compiled by `count` processes at a time."""
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     workers = [_Worker(folder) for _ in range(count)]
     for worker in workers:
         idle.put(worker)
 
-    def one(request: dict[str, Any]) -> Cubin:
+    def one(request: dict[str, Any]) -> Cubin | BackendError:
         worker = idle.get()
         try:
             return worker.compile(request)
+        except BackendError as error:
+            return error
         finally:
+            if not worker.alive:  # a compiler that crashed took its process along
+                workers.append(worker := _Worker(folder))
             idle.put(worker)
 
     pool = ThreadPoolExecutor(max(1, count))
@@ -130,6 +142,10 @@ class _Worker:
             env=_environment(folder),
         )
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def compile(self, request: dict[str, Any]) -> Cubin:
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -143,7 +159,13 @@ class _Worker:
                 f"kernel {request['kernel']}, {request['arch']}: it does not compile ({_gist(error)}); try another "
                 "tile or other warps for this launch, or another version of Triton"
             )
-        return Cubin(**{**answer, "code": base64.b64decode(answer["code"])})
+        cubin = Cubin(**{**answer, "code": base64.b64decode(answer["code"])})
+        if cubin.shared_bytes > (limit := ARCHS[request["arch"]].shared_per_block):
+            raise BackendError(
+                f"kernel {request['kernel']}, {request['arch']}: needs {cubin.shared_bytes} bytes of shared memory, a "
+                f"block has {limit}; choose a smaller tile or fewer stages"
+            )
+        return cubin
 
     def _last_words(self) -> str:
         code = self._process.wait()

@@ -81,14 +81,7 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
     """
     names = [request.backend] if request.backend != "auto" else candidates(request)
     if not names:
-        if request.ahead:
-            raise UsageError(
-                f"--device cuda: got no usable NVIDIA GPU, and nothing installed here builds {request.precision} engines "
-                "ahead; add --fp16, name --backend fused to hear what it lacks, or build with --device cpu"
-            )
-        raise BackendError(
-            f"no backend installed here runs {request.precision} on {request.device}; name one to hear what it lacks"
-        )
+        raise _nothing_builds(request)
     for name in names:
         _check(name, request)
     network = fold(checkpoint.model, checkpoint.preprocessing)
@@ -121,6 +114,11 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
 
 def candidates(request: Request) -> list[str]:
     """What `auto` tries: on a CPU every installed backend that runs without PyTorch, on CUDA every one there is."""
+    return [name for name in _suitable(request) if _why_not_buildable(name, request) is None]
+
+
+def _suitable(request: Request) -> list[str]:
+    """What `auto` would try if everything were installed."""
     return [
         info.name
         for info in BACKENDS.values()
@@ -128,8 +126,17 @@ def candidates(request: Request) -> list[str]:
         and request.precision in info.precisions
         and (request.device == "cuda" or info.standalone)
         and (info.ahead or not request.ahead)
-        and _why_not_buildable(info.name, request) is None
     ]
+
+
+def _nothing_builds(request: Request) -> BackendError | UsageError:
+    if request.ahead and not _suitable(request):
+        return UsageError(
+            f"--device cuda: got no usable NVIDIA GPU, and {request.precision} engines cannot be built ahead; add --fp16, "
+            "or build with --device cpu"
+        )
+    reasons = "; ".join(f"{name}: {_why_not_buildable(name, request)}" for name in _suitable(request))
+    return BackendError(f"nothing installed here builds {request.precision} for {request.device}: {reasons}")
 
 
 def _why_not_buildable(name: str, request: Request) -> str | None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
 import torch
 
 from ..errors import BackendError
 from ..model.fold import FoldedTKFNet
+
+if TYPE_CHECKING:
+    import onnx
 
 # The newest opset that every consumer (TensorRT, OpenVINO, ONNX Runtime) is known to take.
 OPSET = 18
@@ -26,6 +28,8 @@ def onnx_from_folded(network: FoldedTKFNet, facts: dict[str, Any]) -> onnx.Model
 
     Checked with `onnx.checker`, shapes inferred. `BackendError` if the exporter fails.
     """
+    import onnx
+
     size = network.preprocessing.size
     # Two images: the exporter takes a batch of one for a constant.
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)

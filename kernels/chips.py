@@ -36,6 +36,11 @@ class Arch:
         return self.number == 90
 
     @property
+    def operands_in_registers(self) -> bool:
+        """Whether products read both operands from registers: all but 9.0 and, with its tensor memory, 10.0."""
+        return self.number not in (90, 100)
+
+    @property
     def pdl(self) -> bool:
         """Whether programmatic dependent launch exists: from compute capability 9.0 on."""
         return self.number >= 90

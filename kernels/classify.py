@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
+from .builder import PlanBuilder
 from .network import Network
-from .plan import IMAGES, Buffer, PlanBuilder
+from .plan import IMAGES, Buffer
 from .product import begin, relu
 
 SPATIAL_TAPS = 49

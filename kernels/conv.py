@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
+from .builder import PlanBuilder
 from .network import Block, Conv
-from .plan import PlanBuilder
 from .product import accumulate, begin, block_sizes, relu, split_buffers, split_range, sum_parts
 from .tiles import Product, Tile
 

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable
 
 from ..errors import UsageError
+from .builder import PlanBuilder
 from .chips import ARCHS, CHIPS, default_chip
 from .classify import SPATIAL_TAPS, add_classify
 from .conv import add_blocks
 from .network import Network
-from .plan import DTYPES, Buffer, Plan, PlanBuilder, aligned
+from .plan import DTYPES, Buffer, Plan, aligned
 from .stem import WINDOW_ROW, WINDOW_ROWS, add_stem
 from .tafe import DW_TAPS, add_tafe
 from .tiles import Product, Tile, choose_tile

@@ -10,7 +10,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .plan import PlanBuilder
+from .builder import PlanBuilder
 from .tiles import Tile
 
 

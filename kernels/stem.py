@@ -20,8 +20,9 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
+from .builder import PlanBuilder
 from .network import STEM_PADDING, STEM_TAPS, Network
-from .plan import IMAGES, Buffer, PlanBuilder
+from .plan import IMAGES, Buffer
 from .product import begin, larger, relu
 from .tiles import Product, Tile
 

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
+from .builder import PlanBuilder
 from .network import Network
-from .plan import PlanBuilder
 from .product import accumulate, begin, block_sizes, gelu, split_buffers, split_range, sum_parts
 from .tiles import Product
 

@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from tkfnet_engine.bundle import read_bundle, write_bundle
+from tkfnet_engine.kernels.builder import PlanBuilder
 from tkfnet_engine.kernels.chips import CHIPS
-from tkfnet_engine.kernels.plan import Buffer, Plan, PlanBuilder
+from tkfnet_engine.kernels.plan import Buffer, Plan
 from tkfnet_engine.kernels.roofline import image_bytes, weight_bytes
 from tkfnet_engine.plan_report import Code, network_of_config, report, text_of_report
 from tkfnet_engine.spec import LABELS, Preprocessing, TKFNetConfig

@@ -96,7 +96,7 @@ def test_wrong_kernels_leave_no_file(small_checkpoint_path, tmp_path, remembered
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_fp16_cannot_hold_are_refused_by_name(small_checkpoint_path, tmp_path, remembered_data, monkeypatch):
+def test_weights_that_fp16_cannot_hold_are_refused(small_checkpoint_path, tmp_path, remembered_data, monkeypatch):
     from tkfnet_engine.model import fold
 
     def huge(model, preprocessing):
