@@ -23,6 +23,13 @@ test-full: $(VENV)/installed  ## and every kernel of every plan, compiled for ev
 soak: $(VENV)/installed  ## the slow ones: builds killed 50 times, 200,000 mutated engine files
 	$(BIN)/python -m pytest tests -m soak --override-ini addopts="--strict-markers --import-mode=importlib"
 
+# The machine's own Python with its PyTorch, Triton and cuda-bindings: nothing comes from a network.
+GPU_PYTHON ?= python3
+
+.PHONY: gpu
+gpu:  ## everything that needs an NVIDIA GPU, nine minutes at a time; given again it goes on (benchmarks/results)
+	$(GPU_PYTHON) benchmarks/gpu/run.py --out gpu-out $(GPU_FLAGS)
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 

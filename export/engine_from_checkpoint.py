@@ -33,7 +33,6 @@ from ..kernels.network import network_of
 from ..model.checkpoint import Checkpoint
 from ..model.fold import FoldedTKFNet, fold
 from .choose import fastest, time_engines
-from .fused_from_folded import fused_tensors
 from .onnx_from_torch import bytes_from_onnx, onnx_from_folded
 from .verify import VerificationSet, verification_set, verify
 from .verify_interpreted import verify_interpreted
@@ -132,8 +131,8 @@ def _suitable(request: Request) -> list[str]:
 def _nothing_builds(request: Request) -> BackendError | UsageError:
     if request.ahead and not _suitable(request):
         return UsageError(
-            f"--device cuda: got no usable NVIDIA GPU, and {request.precision} engines cannot be built ahead; add --fp16, "
-            "or build with --device cpu"
+            f"--device cuda: got no usable NVIDIA GPU, and {request.precision} engines cannot be built ahead; add "
+            "--fp16, or build with --device cpu"
         )
     reasons = "; ".join(f"{name}: {_why_not_buildable(name, request)}" for name in _suitable(request))
     return BackendError(f"nothing installed here builds {request.precision} for {request.device}: {reasons}")
@@ -185,6 +184,8 @@ def _lower(
         "checkpoint": {"sha256": checkpoint.sha256, "test": checkpoint.training.get("test")},
     }
     if backend_info(name).artefact == PACKED_WEIGHTS:
+        from .fused_from_folded import fused_tensors  # needs Triton, which no other backend does
+
         # From the float32 form: the kernels' packing rounds to FP16 once, and shifts the stem's weights by itself.
         folded = fold(checkpoint.model, checkpoint.preprocessing)
         tensors = fused_tensors(folded, request.precision, request.max_batch, request.archs, expected)

@@ -17,9 +17,10 @@ from ..kernels.plan import SPACES, Buffer, Launch, Plan
 from .cubins_from_plan import Cubin
 
 _TORCH = {"u8": torch.uint8, "i8": torch.int8, "f16": torch.float16, "i32": torch.int32, "f32": torch.float32}
-# A replay lasts at least so long, that the events' own resolution (half a microsecond) is nothing beside it.
-LEAST_REPLAY_US = 500.0
-MAX_REPEATS = 200
+SAMPLES = 9
+# A timed graph is long beside the events' resolution (half a microsecond), and has no more launches than are quickly
+# captured.
+LEAST_US, MOST_LAUNCHES = 1000.0, 1000
 
 
 class PlanOnGpu:
@@ -66,16 +67,17 @@ class PlanOnGpu:
             with self.gpu:
                 graph.destroy()
 
-    def time_us(self, plan: Plan, launch: Launch, samples: int = 7) -> float:
-        """Microseconds per launch, median of `samples` replays of a graph that repeats it (so its operands are as warm
-        in the caches as they fit)."""
-        once = self._time(plan, [launch], 3)
-        repeats = int(min(MAX_REPEATS, max(1, LEAST_REPLAY_US / max(once, 1.0))))
-        return self._time(plan, [launch] * repeats, samples) / repeats
+    def time_us(self, plan: Plan, launches: Sequence[Launch]) -> float:
+        """Microseconds of `launches` within a graph that repeats them, so that their operands are as warm in the caches
+        as they fit: a longer graph less a shorter one, which takes the start of a graph out of it."""
 
-    def time_plan_us(self, plan: Plan, samples: int = 50) -> float:
-        """Microseconds of the whole plan, median."""
-        return self._time(plan, plan.launches, samples)
+        def graph_us(times: int) -> float:
+            return self._time(plan, tuple(launches) * times, SAMPLES)
+
+        once = graph_us(1)
+        estimate = max((graph_us(11) - once) / 10, 0.5)
+        times = max(5, min(int(LEAST_US / estimate), MOST_LAUNCHES // len(launches)))
+        return max((graph_us(1 + times) - once) / times, 1e-3)
 
     def _time(self, plan: Plan, launches: Sequence[Launch], samples: int) -> float:
         graph = self._graph(plan, launches)

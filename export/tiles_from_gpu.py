@@ -67,5 +67,5 @@ class TileBench:
             if wrong := [d for d in differences(launch, memory.read) if not d.right]:
                 say(f"{task.product.key}: {candidate.tile} is wrong: {wrong[0]}; not timed")
                 continue
-            timed.append((candidate.tile, memory.time_us(candidate.plan, launch)))
+            timed.append((candidate.tile, memory.time_us(candidate.plan, [launch])))
         return timed

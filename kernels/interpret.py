@@ -19,8 +19,8 @@ from .planner import plan_from_network
 from .tiles import LEAST_K, Product, Tile
 
 _TORCH = {"u8": torch.uint8, "i8": torch.int8, "f16": torch.float16, "i32": torch.int32, "f32": torch.float32}
-# A quiet NaN in FP16 and, twice, in float32.
-POISON = 0x7F
+# Every byte of it: NaN in FP16 and in float32.
+POISON = 0xFF
 
 
 class Interpreter:

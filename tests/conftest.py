@@ -11,6 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+# Read once, as Triton is imported, which other tests do before those of the kernels.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 SMALL = 64
 
 

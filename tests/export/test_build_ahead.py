@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -138,3 +140,10 @@ def test_without_triton_the_build_says_what_to_install(command, tmp_path, small_
         "--out", tmp_path / "no.tkf",
     )  # fmt: skip
     assert done.code == 7 and "triton" in done.err and BACKENDS["fused"].build_install in done.err
+
+
+def test_other_builds_need_no_triton():
+    """Nor does anything else of `export` that they import."""
+    code = "import sys; sys.modules['triton'] = None; import tkfnet_engine.export.engine_from_checkpoint"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

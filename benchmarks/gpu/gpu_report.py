@@ -1,0 +1,210 @@
+"""The results of the GPU parts: against the targets, as a short table, as Markdown. Standard library."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gpu_state import PARTS
+
+# Targets on an H200, FP16. Latency: microseconds of a batch of 1. Times: against PyTorch's compiler, by batch.
+LATENCIES_US = (60.0, 40.0)
+IMAGES_PER_S = 116_000
+TIMES_COMPILED = {1: 1.5, 2: 1.5, 4: 1.5, 8: 1.5, 256: 1.2}
+COLD_START_MS = 300.0
+CHIP = "H200"
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# What `network` times, in the order of the table.
+ENGINES = ("fused", "fused_fixed", "fused_call", "eager", "eager_graph", "compiled", "compiled_graph")
+
+Parts = dict[str, dict[str, Any]]
+
+
+def date_now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def record_name(results: dict[str, Any]) -> str:
+    """Chip and date: "nvidia-h200-2026-11-22"."""
+    chip = re.sub(r"[^a-z0-9]+", "-", results["environment"]["chip"].lower()).strip("-")
+    return f"{chip}-{results['date'][:10]}"
+
+
+def _result(parts: Parts, name: str, *path: str) -> Any:
+    """What stands at `path` in the part's result, or None."""
+    found: Any = parts.get(name, {}).get("result")
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+# --- against the targets ---------------------------------------------------------------------------------
+
+
+def verdicts(parts: Parts) -> list[dict[str, Any]]:
+    """For each target {"target", "value", "met"}; met is None where it was not measured."""
+    found = []
+
+    def add(target: str, value: float | None, text: str, met: Callable[[float], bool]) -> None:
+        """text: of the value, as a format."""
+        known = value is not None
+        shown = text.format(value) if known else "not measured"
+        found.append({"target": target, "value": shown, "met": met(value) if known else None})
+
+    us = _result(parts, "network-1", "engines", "fused", "median_us")
+    for limit in LATENCIES_US:
+        add(f"batch 1 in at most {limit:.0f} us", us, "{:,.1f} us", lambda value, limit=limit: value <= limit)
+    rate = _result(parts, "network-256", "engines", "fused", "images_per_s")
+    add(f"batch 256 at {IMAGES_PER_S:,} images/s", rate, "{:,.0f} images/s", lambda value: value >= IMAGES_PER_S)
+    for batch, least in TIMES_COMPILED.items():
+        ratio = _result(parts, f"network-{batch}", "ratios", "compiled") or {}
+        text = "{:.2f} x" + (f" ({ratio['lowest']:.2f} to {ratio['highest']:.2f})" if ratio else "")
+        target = f"batch {batch}: {least} x as fast as torch.compile max-autotune"
+        add(target, ratio.get("median"), text, lambda value, least=least: value >= least)
+    ms = _result(parts, "cold_start", "context_to_first_ms", "median")
+    target = f"first logits {COLD_START_MS:.0f} ms after the context"
+    add(target, ms, "{:,.0f} ms", lambda value: value <= COLD_START_MS)
+    for tool in ("memcheck", "racecheck"):
+        count = _result(parts, f"sanitizer-{tool}", "found")
+        add(f"compute-sanitizer {tool} is clean", count, "{} found", lambda value: value == 0)
+    return found
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+
+def table(results: dict[str, Any]) -> str:
+    """At most 60 lines."""
+    parts = results["parts"]
+    lines = [_machine_line(results["environment"]), ""]
+    names = [part.name for part in PARTS if not part.name.startswith("network-")]
+    for name in names:
+        lines.append(f"{name:<20} {_status_cell(parts.get(name)):<10} {_said(parts.get(name))}"[:150].rstrip())
+    lines += ["", *_launch_lines(parts), "", *_network_lines(parts), ""]
+    marks = {True: "met", False: "MISSED", None: "?"}
+    lines += [f"{marks[v['met']]:<7} {v['target']}: {v['value']}" for v in results["verdicts"]]
+    if CHIP not in results["environment"].get("chip", ""):
+        lines.append(f"(the targets are of an {CHIP})")
+    return "\n".join(lines)
+
+
+def _machine_line(environment: dict[str, Any]) -> str:
+    keys = ("driver", "cuda", "torch", "triton")
+    versions = ", ".join(f"{k} {environment[k]}" for k in keys if environment.get(k))
+    return f"{environment.get('chip')}: {versions}; sources {str(environment.get('sources'))[:12]}"
+
+
+def _status_cell(record: dict[str, Any] | None) -> str:
+    return "-" if record is None else f"{record['status']}"
+
+
+def _said(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return ""
+    return f"{record['seconds']:6.1f} s  {record['reason'] or (record['result'] or {}).get('summary', '')}"
+
+
+def _launch_lines(parts: Parts) -> list[str]:
+    by_batch = _result(parts, "launches", "batches")
+    if not by_batch:
+        return ["launches: not measured"]
+    lines = [f"{'launches, batch':>16} {'sum us':>9} {'plan us':>9} {'roofline':>9} {'part':>6} {'error/allowed':>14}"]
+    for batch, found in by_batch.items():
+        part = found["roofline_us"] / found["plan_us"]
+        lines.append(
+            f"{batch:>16} {found['sum_us']:>9.1f} {found['plan_us']:>9.1f} {found['roofline_us']:>9.1f} {part:>6.0%} "
+            f"{found['worst']:>14.2f}{' WRONG: ' + ', '.join(found['wrong']) if found['wrong'] else ''}"
+        )
+    return lines
+
+
+def _network_lines(parts: Parts) -> list[str]:
+    """Microseconds of a batch by engine, images/s of ours, how many times as long torch.compile's program takes."""
+    columns = (*ENGINES, "images/s", "compiled/ours")
+    widths = [max(9, len(name)) for name in columns]
+    lines = [" ".join([f"{'batch':>5}", *(f"{name:>{width}}" for name, width in zip(columns, widths))])]
+    for batch in BATCHES:
+        engines = _result(parts, f"network-{batch}", "engines")
+        if not engines:
+            lines.append(f"{batch:>5} {_status_cell(parts.get(f'network-{batch}')):>9}")
+            continue
+        cells = [_us(engines.get(name)) for name in ENGINES]
+        rate = engines.get("fused", {}).get("images_per_s")
+        ratio = _result(parts, f"network-{batch}", "ratios", "compiled", "median")
+        cells += ["-" if rate is None else f"{rate:,.0f}", "-" if ratio is None else f"{ratio:.2f} x"]
+        lines.append(" ".join([f"{batch:>5}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths))]))
+    return [*lines, "us per batch, median"]
+
+
+def _us(engine: dict[str, Any] | None) -> str:
+    value = (engine or {}).get("median_us")
+    return ("-" if engine is None else "left out") if value is None else f"{value:.1f}"
+
+
+# --- Markdown --------------------------------------------------------------------------------------------
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The same and every launch, for `benchmarks/results/`."""
+    environment, parts = results["environment"], results["parts"]
+    title = f"# {environment.get('chip')}, {results['date'][:10]}"
+    lines = [title, "", "Made by `make gpu`; `README.md` says how.", ""]
+    lines += _rows(["fact", "value"], [[k, str(v)] for k, v in environment.items()])
+    lines += ["", "## Targets", ""]
+    marks = {True: "met", False: "missed", None: "not measured"}
+    rows = [[v["target"], v["value"], marks[v["met"]]] for v in results["verdicts"]]
+    lines += _rows(["target", "measured", ""], rows)
+    lines += ["", "## Parts", ""]
+    rows = []
+    for name, record in parts.items():
+        rows.append([name, record["status"], f"{record['seconds']:.1f}", _clock_cell(record), _said(record).strip()])
+    lines += _rows(["part", "", "s", "SM MHz before, after", ""], rows)
+    lines += ["", "## Network: microseconds per batch, median (10 % to 90 %)", ""]
+    rows = []
+    for batch in BATCHES:
+        if engines := _result(parts, f"network-{batch}", "engines"):
+            rows.append([str(batch), *(_spread(engines.get(name)) for name in ENGINES)])
+    lines += _rows(["batch", *ENGINES], rows)
+    lines += ["", "## Network: microseconds that the CPU takes to queue a batch", ""]
+    rows = []
+    for batch in BATCHES:
+        if engines := _result(parts, f"network-{batch}", "engines"):
+            rows.append([str(batch), *(str((engines.get(name) or {}).get("queueing_us", "-")) for name in ENGINES)])
+    lines += _rows(["batch", *ENGINES], rows)
+    lines += ["", "## Network: times as long as fused, paired by round, median (lowest to highest)", ""]
+    rows = []
+    for batch in BATCHES:
+        if ratios := _result(parts, f"network-{batch}", "ratios"):
+            rows.append([str(batch), *(_ratio(ratios.get(name)) for name in ENGINES[1:])])
+    lines += _rows(["batch", *ENGINES[1:]], rows)
+    for batch, found in (_result(parts, "launches", "batches") or {}).items():
+        lines += ["", f"## Launches, batch {batch}", ""]
+        rows = []
+        for one in found["launches"]:
+            numbers = [f"{one[k]:.{d}f}" for k, d in (("us", 2), ("roofline_us", 2), ("tflops", 1), ("gbs", 0))]
+            rows.append([one["name"], one["tile"], str(one["blocks"]), *numbers, f"{one['fraction']:.0%}"])
+        lines += _rows(["launch", "tile", "blocks", "us", "roofline us", "TFLOP/s", "GB/s", "of roofline"], rows)
+    return "\n".join(lines) + "\n"
+
+
+def _rows(head: list[str], rows: list[list[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [head, *rows]]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
+
+
+def _clock_cell(record: dict[str, Any]) -> str:
+    seen = [(record["clocks"] or {}).get(when) for when in ("before", "after")]
+    return ", ".join("?" if one is None else f"{one['sm_mhz']}" for one in seen)
+
+
+def _ratio(ratio: dict[str, float] | None) -> str:
+    return "-" if not ratio else f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
+
+
+def _spread(engine: dict[str, Any] | None) -> str:
+    if not engine or engine.get("median_us") is None:
+        return "-" if not engine else engine.get("reason", "left out")
+    return f"{engine['median_us']:.1f} ({engine['p10_us']:.1f} to {engine['p90_us']:.1f})"

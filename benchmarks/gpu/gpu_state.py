@@ -1,0 +1,116 @@
+"""What a run of the GPU parts remembers: which parts there are, which are done, for which sources. Standard library.
+
+A part is a script beside this file. It is given `--out FOLDER --result FILE --seconds N`, writes its numbers to FILE as
+JSON (as often as it likes: what is there when it is stopped is kept) and ends with `RIGHT`, `WRONG` or `SKIPPED`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+# Exit codes of a part. Python's own for an exception is 1, and that is a crash.
+RIGHT, WRONG, SKIPPED = 0, 10, 77
+# What the numbers depend on: a change of any of these files makes every part undone.
+SOURCES = ("tkfnet_engine", "kernels", "export", "benchmarks/gpu", "tests/gpu")
+_SUFFIXES = {".py", ".json", ".safetensors"}
+ENGINE, FACES = "engine.tkf", "faces.npz"
+
+
+@dataclass(frozen=True)
+class Part:
+    """script: beside this file. least_s: it is not begun with less time left. products: files in the output folder
+    without which it is not done. needs: parts that must be done first."""
+
+    name: str
+    script: str
+    arguments: tuple[str, ...] = ()
+    least_s: float = 20
+    products: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+def _network(batch: int) -> Part:
+    return Part(f"network-{batch}", "part_network.py", ("--batch", str(batch)), 60, needs=("build",))
+
+
+def _sanitizer(tool: str) -> Part:
+    return Part(f"sanitizer-{tool}", "part_sanitizer.py", ("--tool", tool), 60, needs=("build",))
+
+
+# The most valuable first.
+PARTS = (
+    Part("build", "part_build.py", least_s=60, products=(ENGINE, FACES)),
+    Part("launches", "part_launches.py", needs=("build",)),
+    *map(_network, (1, 256, 8, 32)),
+    Part("tests", "part_tests.py", least_s=60, needs=("build",)),
+    Part("cold_start", "part_cold_start.py", needs=("build",)),
+    *map(_sanitizer, ("memcheck", "racecheck", "synccheck")),
+    Part("soak", "part_soak.py", needs=("build",)),
+    *map(_network, (2, 4, 16, 64, 128)),
+)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """In one step: a reader, or a kill, never meets half a file."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def read_json(path: Path) -> Any:
+    """None where there is no such file, or it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def source_hash(root: Path = ROOT, folders: Iterable[str] = SOURCES) -> str:
+    """SHA-256 of names and contents of the sources."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in _SUFFIXES and path.is_file():
+                content = path.read_bytes()
+                digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+class State:
+    """`state.json` of the output folder: one record a part. A record counts for the key that it was made under.
+
+    A record is {"key", "status", "seconds", "at", "clocks", "reason", "result"}; status is "done", "wrong", "skipped",
+    "crashed" or "stopped" (it ran past its limit).
+    """
+
+    def __init__(self, out: Path, key: str):
+        self._path, self._out, self._key = out / "state.json", out, key
+        records = read_json(self._path)
+        self._records: dict[str, dict[str, Any]] = records if isinstance(records, dict) else {}
+
+    def record(self, part: Part) -> dict[str, Any] | None:
+        """What is known of the part, for this key."""
+        found = self._records.get(part.name)
+        return found if isinstance(found, dict) and found.get("key") == self._key else None
+
+    def done(self, part: Part) -> bool:
+        """Whether the part was right and what it made is still there."""
+        found = self.record(part)
+        return found is not None and found["status"] == "done" and all((self._out / p).exists() for p in part.products)
+
+    def put(self, part: Part, record: dict[str, Any]) -> None:
+        self._records[part.name] = {"key": self._key, **record}
+        write_json(self._path, self._records)
+
+    def forget(self, part: Part) -> None:
+        if self._records.pop(part.name, None) is not None:
+            write_json(self._path, self._records)
