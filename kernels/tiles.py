@@ -78,15 +78,15 @@ def candidates(product: Product, arch: str, rows: int | None = None) -> Iterator
     for block_m in (rows,) if rows else (64, 128, 256) if tall else (64, 128):
         for block_n in (n for n in (32, 64, 128) if n <= widest):
             warps = max(4, accumulators * block_m * block_n // (64 * 32))
-            crowded = product.extra and ARCHS[arch].operands_in_registers and block_m * block_n > 64 * 64
-            if crowded:
+            if product.extra and ARCHS[arch].operands_in_registers and block_m * block_n > 64 * 64:
                 warps = 8
             for split in (1, 2, 4, 8, 16):
                 parts = -(-product.m // block_m) * -(-product.n // block_n) * split * block_m * block_n * 4
                 if split > 1 and parts > CHIPS[default_chip(arch)].l2_bytes // 2:
                     break  # the parts would leave L2, and cost more than the multiprocessors they fill
                 steps = -(-product.steps(block_k) // split)
-                stages = min(3 if crowded else 4, _stages(2 * (block_m + block_n) * block_k, steps, arch))
+                # A second operand has addresses of its own, which four stages push out of registers.
+                stages = min(3 if product.extra else 4, _stages(2 * (block_m + block_n) * block_k, steps, arch))
                 # An image of more than 128 pixels leaves TAFE's split no smaller tile.
                 if warps <= (16 if tall or rows == 256 else 8) and stages and (split == 1 or steps >= 2):
                     yield Tile(block_m, block_n, block_k, split, warps, stages)
