@@ -23,6 +23,7 @@ from .builder import PlanBuilder
 from .network import Network
 from .plan import IMAGES, Buffer
 from .product import begin, relu
+from .tiles import power_of_two
 
 SPATIAL_TAPS = 49
 # 16 warps leave a thread 128 registers: at most 64 elements of the map, 16 of a weight.
@@ -171,8 +172,8 @@ def add_classify(
 ) -> None:
     """Appends the launch that turns the map `z` into `logits`."""
     weights, side, c = builder.weights, network.side, network.channels
-    columns = _power_of_two(c)
-    narrow = _power_of_two(network.narrow)
+    columns = power_of_two(c)
+    narrow = power_of_two(network.narrow)
     units = max(1, min(32, WEIGHT_TILE // columns))
     split = _split(batch, network.wide, units, multiprocessors)
     filters = ("squeeze.w", "squeeze.b", "expand.w", "expand.b", "spatial")
@@ -202,13 +203,13 @@ def add_classify(
             "WIDE": network.wide,
             "NARROW": network.narrow,
             "CLASSES": network.classes,
-            "ROWS": max(1, min(_power_of_two(side * side), MAP_TILE // columns)),
-            "MAP": _power_of_two(side * side),
+            "ROWS": max(1, min(power_of_two(side * side), MAP_TILE // columns)),
+            "MAP": power_of_two(side * side),
             "COLUMNS": columns,
             "NARROW_BLOCK": narrow,
-            "CLASS_BLOCK": _power_of_two(network.classes),
+            "CLASS_BLOCK": power_of_two(network.classes),
             "UNITS": units,
-            "HIDDEN_UNITS": max(1, min(_power_of_two(max(1, network.hidden)), units)),
+            "HIDDEN_UNITS": max(1, min(power_of_two(max(1, network.hidden)), units)),
             "SPLIT": split,
             "PDL": pdl,
         },
@@ -230,8 +231,3 @@ def _split(batch: int, wide: int, units: int, multiprocessors: int) -> int:
     while 2 * split * batch <= multiprocessors and 2 * split * units <= wide and split < 8:
         split *= 2
     return split
-
-
-def _power_of_two(n: int) -> int:
-    """The least power of two that is at least `n`."""
-    return 1 << (n - 1).bit_length()

@@ -16,7 +16,7 @@ from .library import kernel_named
 from .network import Network
 from .plan import ALIGNMENT, IMAGES, SPACES, Buffer, Launch, Plan
 from .planner import plan_from_network
-from .tiles import LEAST_K, Product, Tile
+from .tiles import LEAST_K, Product, Tile, power_of_two
 
 _TORCH = {"u8": torch.uint8, "i8": torch.int8, "f16": torch.float16, "i32": torch.int32, "f32": torch.float32}
 # Every byte of it: NaN in FP16 and in float32.
@@ -71,8 +71,5 @@ def interpreter_plan(network: Network, batch: int, precision: str, arch: str) ->
 
 
 def _large_tile(product: Product, rows: int | None = None) -> Tile:
-    def power(n: int) -> int:
-        return 1 << (n - 1).bit_length()
-
-    block_k = max(LEAST_K, min(256, power(product.channels)))
-    return Tile(rows or 256, max(32, min(256, power(product.n))), block_k, split=1, warps=8, stages=2)
+    block_k = max(LEAST_K, min(256, power_of_two(product.channels)))
+    return Tile(rows or 256, max(32, min(256, power_of_two(product.n))), block_k, split=1, warps=8, stages=2)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .builder import PlanBuilder
 from .network import Network
 from .product import accumulate, begin, block_sizes, gelu, split_buffers, split_range, sum_parts
-from .tiles import Product
+from .tiles import Product, power_of_two
 
 DW_TAPS = 9
 
@@ -196,7 +196,7 @@ def merge_kernel(
 
 def tile_rows(pixels: int) -> int:
     """Rows of a tile that holds one image's map of `pixels`: what one wgmma takes, or more."""
-    return max(64, 1 << (pixels - 1).bit_length())
+    return max(64, power_of_two(pixels))
 
 
 def add_tafe(builder: PlanBuilder, network: Network, batch: int, f: Any, choose: Any, pdl: bool) -> Any:

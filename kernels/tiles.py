@@ -68,8 +68,8 @@ def candidates(product: Product, arch: str, rows: int | None = None) -> Iterator
             for block_n in (32, 64) if product.n > 32 else (32,):
                 yield Tile(strip * 64, block_n, 64, split=1, warps=8 if block_n > 32 else 4, stages=3)
         return
-    block_k = max(LEAST_K, min(64, _power_of_two(product.channels)))
-    widest = max(32, _power_of_two(product.n))
+    block_k = max(LEAST_K, min(64, power_of_two(product.channels)))
+    widest = max(32, power_of_two(product.n))
     # TAFE's split has four accumulators, for the detail. 64 registers of them a thread leave room for the rest.
     accumulators = 4 if product.kind == "split" else 1
     # wgmma leaves registers for the tallest tiles, but not beside the addresses of a projected shortcut; on sm_100
@@ -134,7 +134,7 @@ def cost(product: Product, tile: Tile, arch: str) -> float:
     return clocks
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The least power of two that is at least `n`."""
     return 1 << (n - 1).bit_length()
 
