@@ -60,7 +60,8 @@ class Draft:
 class Request:
     """What is to be built. backend: a name or "auto". device: "cpu" or "cuda".
 
-    archs: GPU architectures ("sm_90") that a fused engine is for. ahead: built for a GPU that is not here.
+    archs: GPU architectures ("sm_90") that a fused engine is for; none where the GPU is too old for one. ahead: built
+    for a GPU that is not here.
     """
 
     precision: str
@@ -125,6 +126,7 @@ def _suitable(request: Request) -> list[str]:
         and request.precision in info.precisions
         and (request.device == "cuda" or info.standalone)
         and (info.ahead or not request.ahead)
+        and (request.archs or info.artefact != PACKED_WEIGHTS)
     ]
 
 

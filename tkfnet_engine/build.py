@@ -11,7 +11,7 @@ from .backends.fused import chosen_arch
 from .backends.registry import BACKENDS
 from .bundle import SUFFIX
 from .console import Parser, run_command, say
-from .errors import UsageError, VerificationError
+from .errors import BackendError, UsageError, VerificationError
 from .kernels.chips import ARCHS, arch_named
 
 REFERENCE = "tkfnet_reference.safetensors"
@@ -86,13 +86,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "auto":
         why = "an NVIDIA GPU is here" if device == "cuda" else "no NVIDIA GPU is used"
         say(f"building for the {'GPU' if device == 'cuda' else 'CPU'}: {why}")
-    ahead = device == "cuda" and not gpu
+    archs, ahead = _archs(args.arch, device), device == "cuda" and not gpu
+    if device == "cuda" and gpu:
+        try:
+            here = chosen_arch(torch.cuda.get_device_capability(), list(archs or ARCHS), torch.cuda.get_device_name())
+            archs = archs or (here,)
+        except BackendError:
+            # Named ones are for GPUs elsewhere; without names, this GPU is too old for fused kernels only.
+            if args.backend == "fused" and not archs:
+                raise
+            ahead = bool(archs)
+    elif ahead:
+        archs = archs or tuple(ARCHS)
     if ahead:
-        say("no NVIDIA GPU is used here: building ahead, for one elsewhere")
-    archs = _archs(args.arch, device)
-    if device == "cuda" and not archs:
-        capability, name = (None, "") if ahead else (torch.cuda.get_device_capability(), torch.cuda.get_device_name())
-        archs = (chosen_arch(capability, list(ARCHS), name),) if capability else tuple(ARCHS)
+        say(f"no NVIDIA GPU of {', '.join(archs)} is used here: building ahead, for one elsewhere")
     if device == "cpu" and args.precision == "float16":
         say("float16 on a CPU: the engine stores FP16 and rounds to it; most processors compute it in float32")
     checkpoint = load_checkpoint(reference_checkpoint() if args.checkpoint is None else args.checkpoint)

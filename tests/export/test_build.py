@@ -239,12 +239,13 @@ def test_auto_raises_if_none_is_left(quick_build, small_checkpoint_path, tmp_pat
 
 
 def test_auto_tries_what_is_installed_and_runs_without_torch(monkeypatch):
-    def candidates(device, precision, ahead=False):
-        return builder.candidates(builder.Request(precision, "auto", device, 32, ahead=ahead))
+    def candidates(device, precision, ahead=False, archs=("sm_90",)):
+        return builder.candidates(builder.Request(precision, "auto", device, 32, archs=archs, ahead=ahead))
 
     assert candidates("cpu", "float32") == candidates("cpu", "float16") == ["onnxruntime", "openvino"]
     assert candidates("cuda", "float32") == ["eager", "compiled"]
     assert candidates("cuda", "float16") == ["eager", "compiled", "fused"]
+    assert candidates("cuda", "float16", archs=()) == ["eager", "compiled"]
     assert candidates("cuda", "float16", ahead=True) == ["fused"] and candidates("cuda", "float32", ahead=True) == []
     monkeypatch.setattr(builder, "why_unavailable", lambda name: "gone" if name == "openvino" else None)
     assert candidates("cpu", "float32") == ["onnxruntime"]

@@ -142,6 +142,39 @@ def test_without_triton_the_build_says_what_to_install(command, tmp_path, small_
     assert done.code == 7 and "triton" in done.err and BACKENDS["fused"].build_install in done.err
 
 
+@pytest.mark.parametrize(
+    ("capability", "flags", "archs", "ahead"),
+    [
+        ((9, 0), [], ("sm_90",), False),
+        ((8, 7), [], ("sm_86",), False),
+        ((9, 0), ["--arch", "sm_90", "--arch", "sm_80"], ("sm_90", "sm_80"), False),
+        ((9, 0), ["--arch", "sm_80"], ("sm_80",), True),
+        ((7, 5), [], (), False),
+        ((7, 5), ["--backend", "eager"], (), False),
+        ((7, 5), ["--backend", "fused"], None, False),
+    ],
+)
+def test_architectures_where_a_gpu_is(capability, flags, archs, ahead, small_checkpoint_path, monkeypatch, command):
+    """A GPU that is too old for the fused kernels still builds the others; other architectures are built ahead."""
+    import torch
+
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+
+    def build_engine(checkpoint, request, out):
+        asked.append(request)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("tkfnet_engine.export.engine_from_checkpoint.build_engine", build_engine)
+    done = command("build", "--checkpoint", small_checkpoint_path, "--fp16", "--device", "cuda", *flags)
+    if archs is None:
+        assert done.code == 7 and "compute capability 7.5" in done.err and not asked
+    else:
+        assert done.code == 64 and [(r.archs, r.ahead) for r in asked] == [(archs, ahead)]
+
+
 def test_other_builds_need_no_triton():
     """Nor does anything else of `export` that they import."""
     code = "import sys; sys.modules['triton'] = None; import tkfnet_engine.export.engine_from_checkpoint"
