@@ -137,8 +137,3 @@ def cost(product: Product, tile: Tile, arch: str) -> float:
 def power_of_two(n: int) -> int:
     """The least power of two that is at least `n`."""
     return 1 << (n - 1).bit_length()
-
-
-@functools.lru_cache(maxsize=1)
-def _table() -> TileTable:
-    return TileTable.read()
