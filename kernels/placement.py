@@ -24,15 +24,17 @@ STEM = "stem"
 class Point:
     """A tensor that is stored quantised, with one scale.
 
-    name: of what reads it: a block ("layer1.0"), a product ("layer1.0.conv2"), or "layer2.0.project.output", which only
-    the addition reads. module: in a `model.fold.FoldedTKFNet`, whose input it is, or its output. positive: it comes out
-    of a ReLU.
+    name: of what reads it, a block ("layer1.0") or a product ("layer1.0.conv2"), or of the product whose output it is
+    ("layer2.0.project.output"). module: in a `model.fold.FoldedTKFNet`, whose input it is, or its output. positive: it
+    comes out of a ReLU. optional: only a runtime quantises it whose integer products cannot end in float, or in an
+    addition.
     """
 
     name: str
     module: str
     of_output: bool
     positive: bool
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def placement_of(network: Network, kept_float: Collection[str] = ()) -> Placemen
                 points.append(Point(conv.name, f"{module}.convs.{i}", False, True))
             unit = name if block.project else conv.name
             products.append(QuantisedProduct(conv.name, f"{module}.convs.{i}", conv.name if i else name, unit))
+        points.append(Point(f"{conv.name}.output", f"{module}.convs.{i}", True, False, optional=True))
         if block.project is not None:
             points.append(Point(f"{block.project.name}.output", f"{module}.project", True, False))
             products.append(QuantisedProduct(block.project.name, f"{module}.project", name, name))
@@ -88,6 +91,7 @@ def placement_of(network: Network, kept_float: Collection[str] = ()) -> Placemen
             unit = "tafe.detail_and_gate" if product in ("detail", "gate") else f"tafe.{product}"
             points.append(Point(f"tafe.{product}", f"tafe.{module}", False, positive))
             products.append(QuantisedProduct(f"tafe.{product}", f"tafe.{module}", f"tafe.{product}", unit))
+            points.append(Point(f"tafe.{product}.output", f"tafe.{module}", True, False, optional=True))
     whole = Placement(tuple(points), tuple(products))
     if unknown := sorted(set(kept_float) - set(whole.units)):
         raise UsageError(f"kept in float: got {', '.join(unknown)}, expected some of {', '.join(whole.units)}")
