@@ -28,6 +28,8 @@ OPENVINO = ["openvino>=2025.2,<2027"]
 # To run fused engines, and to build them.
 CUDA = ["cuda-bindings>=12.9,<14"]
 TRITON = ["triton>=3.6,<3.10"]
+# Parses and builds without a GPU: the tests put graphs through its parser.
+TENSORRT_RTX = ["tensorrt-rtx>=1.2,<2"]
 
 setup(
     name="tkfnet-engine",
@@ -52,11 +54,11 @@ setup(
         "cuda": CUDA,
         "triton": TRITON,
         "tensorrt": ["tensorrt>=10.13,<12"],
-        "tensorrt-rtx": ["tensorrt-rtx>=1.2,<2"],
+        "tensorrt-rtx": TENSORRT_RTX,
         "pycuda": ["pycuda>=2025.1"],
         "faces": ["opencv-python-headless>=4.10,<6"],
         "serve": ["tritonclient[http]>=2.50,<3"],
-        "dev": [*TRAIN, *OPENVINO, *CUDA, *TRITON, "pytest>=8.2,<10", "hypothesis>=6.100,<7", "ruff>=0.9"],
+        "dev": [*TRAIN, *OPENVINO, *CUDA, *TRITON, *TENSORRT_RTX, "pytest>=8.2,<10", "hypothesis>=6.100,<7", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["tkfnet=tkfnet_engine.__main__:run"]},
 )

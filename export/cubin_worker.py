@@ -18,7 +18,7 @@ _ALIGNED = [["tt.divisibility", 16]]
 
 
 def compile_request(request: dict[str, Any]) -> dict[str, Any]:
-    """Compiles one launch's kernel. request: library, kernel, signature, constexprs, warps, stages, arch."""
+    """Compiles one launch's kernel. request: `cubins_from_plan`'s."""
     from triton import compile as compile_source
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -36,7 +36,11 @@ def compile_request(request: dict[str, Any]) -> dict[str, Any]:
         ASTSource(function, signature, constexprs, attributes),
         target=GPUTarget("cuda", int(request["arch"].removeprefix("sm_")), 32),
         # Of Triton's defaults the one for fused multiply-add changes with the version.
-        options={"num_warps": request["warps"], "num_stages": request["stages"], "enable_fp_fusion": True},
+        options={
+            "num_warps": request["warps"],
+            "num_stages": request["stages"],
+            "enable_fp_fusion": request["fp_fusion"],
+        },
     )
     facts = compiled.metadata
     if facts.global_scratch_size or facts.profile_scratch_size or facts.num_warps != request["warps"]:

@@ -94,6 +94,7 @@ def _request(launch: Launch, arch: str, library: str) -> dict[str, Any]:
         "constexprs": launch.constexprs,
         "warps": launch.warps,
         "stages": launch.stages,
+        "fp_fusion": launch.fp_fusion,
         "arch": arch,
     }
 

@@ -7,35 +7,30 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import __version__
-from ..backends.registry import (
-    BACKENDS,
-    GRAPH,
-    PACKED_WEIGHTS,
-    WEIGHTS,
-    backend_info,
-    open_backend,
-    why_unavailable,
-    why_unbuildable,
-)
+from ..backends.registry import GRAPH, PACKED_WEIGHTS, WEIGHTS, backend_info, open_backend
 from ..bundle import read_facts, write_bundle
 from ..console import say
-from ..errors import BackendError, UsageError, VerificationError
+from ..errors import BackendError, VerificationError
 from ..hardware import processor_name
 from ..kernels.network import network_of
 from ..model.checkpoint import Checkpoint
 from ..model.fold import FoldedTKFNet, fold
 from .choose import fastest, time_engines
 from .onnx_from_torch import bytes_from_onnx, onnx_from_folded
-from .verify import VerificationSet, verification_set, verify
+from .request import Request, candidates, check_request, nothing_builds
+from .verify import GATED, VerificationSet, verification_set, verify
 from .verify_interpreted import verify_interpreted
+
+if TYPE_CHECKING:
+    from .quantisation import Quantisation
 
 
 @dataclass
@@ -56,23 +51,6 @@ class Draft:
         return self.tensors[name]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is to be built. backend: a name or "auto". device: "cpu" or "cuda".
-
-    archs: GPU architectures ("sm_90") that a fused engine is for; none where the GPU is too old for one. ahead: built
-    for a GPU that is not here.
-    """
-
-    precision: str
-    backend: str
-    device: str
-    max_batch: int
-    verification_data: str | None = None
-    archs: tuple[str, ...] = ()
-    ahead: bool = False
-
-
 def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLike) -> dict[str, Any]:
     """Builds, verifies and writes `out`; returns the facts it holds. Nothing is written unless it verifies.
 
@@ -81,24 +59,29 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
     """
     names = [request.backend] if request.backend != "auto" else candidates(request)
     if not names:
-        raise _nothing_builds(request)
+        raise nothing_builds(request)
     for name in names:
-        _check(name, request)
+        check_request(name, request)
     network = fold(checkpoint.model, checkpoint.preprocessing)
     if request.precision == "float16":
         network.half()
-    expected = verification_set(checkpoint.model, checkpoint.preprocessing, request.verification_data)
-    drafts = {name: _lower(network, name, checkpoint, request, expected) for name in names}
-    failed = {}
-    for name, draft in list(drafts.items()):
+    expected = verification_set(
+        checkpoint.model, checkpoint.preprocessing, request.verification_data, request.precision
+    )
+    quantisation = None
+    if request.precision in GATED:
+        from .quantisation import quantisation_of
+
+        quantisation = quantisation_of(checkpoint, request.precision, request.device, expected, request.calibration)
+    drafts, failed = {}, {}
+    for name in names:
         try:
-            draft.facts["verification"] = _verified(network, draft, expected, request)
+            drafts[name] = _verified_draft(network, name, checkpoint, request, expected, quantisation)
         except (VerificationError, BackendError) as error:
             if request.backend != "auto":
                 raise
             say(f"{name}: left out: {error}")
             failed[name] = error
-            del drafts[name]
     if not drafts:
         raise next(iter(failed.values()))
     # What is built ahead cannot be timed here; then auto has one candidate.
@@ -112,63 +95,37 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
     return read_facts(out)
 
 
-def candidates(request: Request) -> list[str]:
-    """What `auto` tries: on a CPU every installed backend that runs without PyTorch, on CUDA every one there is."""
-    return [name for name in _suitable(request) if _why_not_buildable(name, request) is None]
+def _verified_draft(
+    network: FoldedTKFNet,
+    name: str,
+    checkpoint: Checkpoint,
+    request: Request,
+    expected: VerificationSet,
+    quantisation: Quantisation | None,
+) -> Draft:
+    def lower(kept_float: Sequence[str] = ()) -> Draft:
+        return _lower(network, name, checkpoint, request, expected, quantisation, kept_float)
 
+    def judge(draft: Draft) -> dict[str, Any]:
+        return _verified(network, draft, expected, request)
 
-def _suitable(request: Request) -> list[str]:
-    """What `auto` would try if everything were installed."""
-    return [
-        info.name
-        for info in BACKENDS.values()
-        if request.device in info.devices
-        and request.precision in info.precisions
-        and (request.device == "cuda" or info.standalone)
-        and (info.ahead or not request.ahead)
-        and (request.archs or info.artefact != PACKED_WEIGHTS)
-    ]
+    if quantisation is not None:
+        from .quantisation import lower_until_it_passes
 
-
-def _nothing_builds(request: Request) -> BackendError | UsageError:
-    if request.ahead and not _suitable(request):
-        return UsageError(
-            f"--device cuda: got no usable NVIDIA GPU, and {request.precision} engines cannot be built ahead; add "
-            "--fp16, or build with --device cpu"
-        )
-    reasons = "; ".join(f"{name}: {_why_not_buildable(name, request)}" for name in _suitable(request))
-    return BackendError(f"nothing installed here builds {request.precision} for {request.device}: {reasons}")
-
-
-def _why_not_buildable(name: str, request: Request) -> str | None:
-    """None if everything that building (and, unless ahead, verifying) `name` needs is installed, else what is not."""
-    reason = None if request.ahead else why_unavailable(name)
-    return reason or why_unbuildable(name)
-
-
-def _check(name: str, request: Request) -> None:
-    info = backend_info(name)
-    if request.device not in info.devices:
-        raise UsageError(
-            f"--backend {name} --device {request.device}: this backend runs on {', '.join(info.devices)} only; "
-            "leave --device out, or choose another backend"
-        )
-    if request.precision not in info.precisions:
-        raise UsageError(
-            f"--backend {name}: got precision {request.precision}, expected {' or '.join(info.precisions)}; choose one "
-            "of them, or another backend"
-        )
-    if request.ahead and not info.ahead:
-        raise UsageError(
-            f"--backend {name} --device cuda: got no usable NVIDIA GPU, expected one to verify on; build with "
-            "--device cpu, or the fused engine, which can be built ahead"
-        )
-    if reason := _why_not_buildable(name, request):
-        raise BackendError(f"backend {name}: {reason}")
+        return lower_until_it_passes(quantisation, name, lower, judge, request.strict, timed=not request.ahead)
+    draft = lower()
+    draft.facts["verification"] = judge(draft)
+    return draft
 
 
 def _lower(
-    network: FoldedTKFNet, name: str, checkpoint: Checkpoint, request: Request, expected: VerificationSet
+    network: FoldedTKFNet,
+    name: str,
+    checkpoint: Checkpoint,
+    request: Request,
+    expected: VerificationSet,
+    quantisation: Quantisation | None = None,
+    kept_float: Sequence[str] = (),
 ) -> Draft:
     """The engine's tensors for one backend: its graph, its weights or its kernels, nothing else."""
     core = {
@@ -185,12 +142,16 @@ def _lower(
         "hardware": _hardware(request),
         "checkpoint": {"sha256": checkpoint.sha256, "test": checkpoint.training.get("test")},
     }
+    if quantisation is not None:
+        tensors, layers = quantisation.lowered(name, kept_float, core, request, expected)
+        facts["quantisation"] = quantisation.facts(name, kept_float, layers, request.strict)
+        return Draft(facts | ({"archs": list(request.archs)} if request.archs else {}), tensors)
     if backend_info(name).artefact == PACKED_WEIGHTS:
         from .fused_from_folded import fused_tensors  # needs Triton, which no other backend does
 
         # From the float32 form: the kernels' packing rounds to FP16 once, and shifts the stem's weights by itself.
         folded = fold(checkpoint.model, checkpoint.preprocessing)
-        tensors = fused_tensors(folded, request.precision, request.max_batch, request.archs, expected)
+        tensors, _ = fused_tensors(folded, request.precision, request.max_batch, request.archs, expected)
         return Draft(facts | {"archs": list(request.archs)}, tensors)
     if backend_info(name).artefact == GRAPH:
         return Draft(facts, {GRAPH: _graph(network, json.dumps(core))})
@@ -207,7 +168,8 @@ def _graph(network: FoldedTKFNet, core: str) -> bytes:
 def _verified(network: FoldedTKFNet, draft: Draft, expected: VerificationSet, request: Request) -> dict[str, Any]:
     if request.ahead:
         shapes, weights = network_of(network), draft.tensors[PACKED_WEIGHTS]
-        return verify_interpreted(shapes, weights, expected, request.precision, request.archs[0])
+        kept = draft.facts["quantisation"]["kept_float"] if "quantisation" in draft.facts else ()
+        return verify_interpreted(shapes, weights, expected, request.precision, request.archs[0], kept)
     runner = open_backend(draft.facts["backend"], draft.facts, draft, request.device, None)
     try:
         report = verify(runner, expected, request.precision, request.max_batch)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..backends.cuda_driver import Gpu
 from ..backends.cuda_graph import BucketGraph, Kernel
+from ..kernels.memory import TORCH_DTYPES
 from ..kernels.plan import SPACES, Buffer, Launch, Plan
 from .cubins_from_plan import Cubin
 
-_TORCH = {"u8": torch.uint8, "i8": torch.int8, "f16": torch.float16, "i32": torch.int32, "f32": torch.float32}
 SAMPLES = 9
 # A timed graph is long beside the events' resolution (half a microsecond), and has no more launches than are quickly
 # captured.
@@ -52,7 +52,8 @@ class PlanOnGpu:
 
     def read(self, buffer: Buffer) -> Tensor:
         """The buffer's elements, flat, on the GPU: a view of its memory."""
-        return self._memory[buffer.space][buffer.offset : buffer.offset + buffer.nbytes].view(_TORCH[buffer.dtype])
+        raw = self._memory[buffer.space][buffer.offset : buffer.offset + buffer.nbytes]
+        return raw.view(TORCH_DTYPES[buffer.dtype])
 
     def write(self, buffer: Buffer, values: Tensor) -> None:
         self.read(buffer).copy_(values.reshape(-1))

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .plan import DTYPES, Buffer, Launch, Plan, aligned
+from .plan import Buffer, Launch, Plan, aligned, itemsize
 
 
 @dataclass(frozen=True)
 class _Handle:
-    """A buffer of the arena or of the counters, by number, before it has an offset."""
+    """A buffer of the arena or of the counters, by number, before it has an offset; otherwise as `Buffer`."""
 
     number: int
+    dtype: str
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * itemsize(self.dtype)
 
 
 class PlanBuilder:
@@ -27,11 +33,11 @@ class PlanBuilder:
     def buffer(self, dtype: str, count: int) -> _Handle:
         """Arena memory that lives from the first launch that names it to the last."""
         self._buffers.append(("arena", dtype, count))
-        return _Handle(len(self._buffers) - 1)
+        return _Handle(len(self._buffers) - 1, dtype, count)
 
     def counters(self, count: int) -> _Handle:
         self._buffers.append(("counters", "i32", count))
-        return _Handle(len(self._buffers) - 1)
+        return _Handle(len(self._buffers) - 1, "i32", count)
 
     def launch(self, args: dict[str, Buffer | _Handle | int | None], constexprs: dict[str, Any], **facts: Any) -> None:
         """Appends a launch. args: of them, None is a pointer it does not use. facts: `Launch`'s other fields."""
@@ -85,7 +91,7 @@ class PlanBuilder:
 
     def _nbytes(self, number: int) -> int:
         _, dtype, count = self._buffers[number]
-        return count * DTYPES[dtype][0]
+        return count * itemsize(dtype)
 
 
 def _gap(taken: list[tuple[int, int]], nbytes: int) -> int:

@@ -61,58 +61,69 @@ ARCHS: dict[str, Arch] = {
 
 @dataclass(frozen=True)
 class Chip:
-    """A product. fp16_flops: peak of dense FP16 products with float32 sums, per second; bandwidth: of device memory,
-    bytes per second; l2_bytes: of its last cache; source: where these stand."""
+    """A product. fp16_flops, int8_ops, float8_flops: peaks of dense products per second, those of floats with float32
+    sums; float8_flops is None where there is no FP8. bandwidth: of device memory, bytes per second; l2_bytes: of its
+    last cache; source: where these stand."""
 
     name: str
     arch: str
     multiprocessors: int
     fp16_flops: float
+    int8_ops: float
+    float8_flops: float | None
     bandwidth: float
     l2_bytes: int
     source: str
 
+    def peak(self, precision: str) -> float:
+        """Operations per second of products in "float16", "int8" or "float8". `UsageError` where there are none."""
+        peaks = {"float16": self.fp16_flops, "int8": self.int8_ops, "float8": self.float8_flops}
+        if (found := peaks.get(precision)) is None:
+            has = " or ".join(name for name, peak in peaks.items() if peak is not None)
+            raise UsageError(f"precision: got {precision!r} on {self.name}, expected {has}")
+        return found
 
-# Where a data sheet has only the figure with sparsity, half of it. GeForce boards sum FP16 products into float32 at
-# half the rate that is printed largest. The first chip of an architecture is its default.
+
+# Where a data sheet has only the figure with sparsity, half of it. GeForce boards sum products of floats into float32
+# at half the rate that is printed largest. The first chip of an architecture is its default.
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         Chip(
-            "A100-SXM-80GB", "sm_80", 108, 312e12, 2039e9, 40 * MIB,
+            "A100-SXM-80GB", "sm_80", 108, 312e12, 624e12, None, 2039e9, 40 * MIB,
             "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/"
             "nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf; multiprocessors, L2: "
             "https://images.nvidia.com/aem-dam/en-zz/Solutions/data-center/nvidia-ampere-architecture-whitepaper.pdf",
         ),
         Chip(
-            "RTX-3090", "sm_86", 82, 71e12, 936e9, 6 * MIB,
+            "RTX-3090", "sm_86", 82, 71e12, 284e12, None, 936e9, 6 * MIB,
             "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf",
         ),
         Chip(
-            "L4", "sm_89", 58, 121e12, 300e9, 48 * MIB,
+            "L4", "sm_89", 58, 121e12, 242e12, 242e12, 300e9, 48 * MIB,
             "https://images.nvidia.com/aem-dam/Solutions/Data-Center/l4/"
             "nvidia-ada-gpu-architecture-whitepaper-v2.1.pdf",
         ),
         Chip(
-            "RTX-4090", "sm_89", 128, 165.2e12, 1008e9, 72 * MIB,
+            "RTX-4090", "sm_89", 128, 165.2e12, 660.6e12, 330.3e12, 1008e9, 72 * MIB,
             "https://images.nvidia.com/aem-dam/Solutions/Data-Center/l4/"
             "nvidia-ada-gpu-architecture-whitepaper-v2.1.pdf",
         ),
         Chip(
-            "H200", "sm_90", 132, 989.4e12, 4800e9, 50 * MIB,
+            "H200", "sm_90", 132, 989.4e12, 1978.9e12, 1978.9e12, 4800e9, 50 * MIB,
             "https://www.nvidia.com/en-us/data-center/h200/; multiprocessors, L2: as of H100-SXM, the same die",
         ),
         Chip(
-            "H100-SXM", "sm_90", 132, 989.4e12, 3352e9, 50 * MIB,
+            "H100-SXM", "sm_90", 132, 989.4e12, 1978.9e12, 1978.9e12, 3352e9, 50 * MIB,
             "https://resources.nvidia.com/en-us-tensor-core/gtc22-whitepaper-hopper",
         ),
         Chip(
-            "B200", "sm_100", 148, 2250e12, 8000e9, 126 * MIB,
+            "B200", "sm_100", 148, 2250e12, 4500e12, 4500e12, 8000e9, 126 * MIB,
             "https://resources.nvidia.com/en-us-blackwell-architecture; multiprocessors, L2: "
             "https://chipsandcheese.com/p/nvidias-b200-keeping-the-cuda-juggernaut",
         ),
         Chip(
-            "RTX-5090", "sm_120", 170, 209.5e12, 1792e9, 96 * MIB,
+            "RTX-5090", "sm_120", 170, 209.5e12, 838e12, 419e12, 1792e9, 96 * MIB,
             "https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf",
         ),
     )
@@ -139,3 +150,8 @@ def chip_named(name: str, arch: str | None = None) -> Chip:
 def default_chip(arch: str) -> str:
     """The name of the chip that stands for `arch`. `UsageError` for an unknown architecture."""
     return next(chip.name for chip in CHIPS.values() if chip.arch == arch_named(arch).name)
+
+
+def has_float8(arch: str) -> bool:
+    """Whether the tensor cores of `arch` multiply FP8: from compute capability 8.9 on."""
+    return CHIPS[default_chip(arch)].float8_flops is not None

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .builder import PlanBuilder
 from .network import Network
 from .plan import IMAGES, Buffer
-from .product import begin, relu
+from .product import begin, relu, weight_bytes
 from .tiles import power_of_two
 
 SPATIAL_TAPS = 49
@@ -187,7 +187,7 @@ def add_classify(
         "logits_ptr": logits,
         IMAGES: batch,
     }
-    read = [v.nbytes for v in args.values() if isinstance(v, Buffer) and v.space == "weights"]
+    read = weight_bytes(args)
     map_bytes = 2 * batch * side * side * c
     per_image = (
         side * side * c * 5 + 4 * c * network.hidden + side * side * 2 * 2 * SPATIAL_TAPS if network.hidden else 0
@@ -219,9 +219,9 @@ def add_classify(
         warps=WARPS,
         stages=2,
         flops=batch * (per_image + head),
-        reads=map_bytes + sum(read) + partial_bytes,
+        reads=map_bytes + read + partial_bytes,
         writes=logits.nbytes + partial_bytes,
-        loads=split * map_bytes + batch * sum(read) + partial_bytes,
+        loads=split * map_bytes + batch * read + partial_bytes,
     )
 
 

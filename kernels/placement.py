@@ -67,8 +67,8 @@ class Placement:
 
 def placement_of(network: Network, kept_float: Collection[str] = ()) -> Placement:
     """The placement of `network`. kept_float: units that stay float; `UsageError` for one that there is not."""
-    points, products = [], []
-    products.append(QuantisedProduct(STEM, "stem", None, STEM))
+    points = [Point(f"{STEM}.output", "stem", True, False, optional=True)]
+    products = [QuantisedProduct(STEM, "stem", None, STEM)]
     for index, block in enumerate(network.blocks):
         module, name = f"blocks.{index}", block.convs[0].name.rpartition(".")[0]
         points.append(Point(name, module, False, True))
@@ -77,7 +77,7 @@ def placement_of(network: Network, kept_float: Collection[str] = ()) -> Placemen
                 points.append(Point(conv.name, f"{module}.convs.{i}", False, True))
             unit = name if block.project else conv.name
             products.append(QuantisedProduct(conv.name, f"{module}.convs.{i}", conv.name if i else name, unit))
-        points.append(Point(f"{conv.name}.output", f"{module}.convs.{i}", True, False, optional=True))
+            points.append(Point(f"{conv.name}.output", f"{module}.convs.{i}", True, False, optional=True))
         if block.project is not None:
             points.append(Point(f"{block.project.name}.output", f"{module}.project", True, False))
             products.append(QuantisedProduct(block.project.name, f"{module}.project", name, name))

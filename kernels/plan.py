@@ -21,8 +21,17 @@ from typing import Any
 from ..errors import BundleError
 
 SPACES = ("pixels", "logits", "weights", "arena", "counters")
-# Bytes per element, and Triton's name, of each dtype a buffer may have.
-DTYPES = {"u8": (1, "u8"), "i8": (1, "i8"), "f16": (2, "fp16"), "i32": (4, "i32"), "f32": (4, "fp32")}
+# Bytes per element, and Triton's name, of each dtype a buffer may have. "f8" is e4m3.
+DTYPES = {
+    "u8": (1, "u8"),
+    "i8": (1, "i8"),
+    "f8": (1, "fp8e4nv"),
+    "f16": (2, "fp16"),
+    "i32": (4, "i32"),
+    "f32": (4, "fp32"),
+}
+# What a quantised map or weight is stored in.
+QUANTISED_DTYPES = ("i8", "f8")
 # Every buffer starts on such a boundary, so that every kernel may be compiled for 16-byte accesses.
 ALIGNMENT = 256
 # The scalar that an executor may lower from the plan's batch to the number of images that are really there.
@@ -43,7 +52,7 @@ class Buffer:
 
     @property
     def nbytes(self) -> int:
-        return self.count * DTYPES[self.dtype][0]
+        return self.count * itemsize(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,17 @@ class Launch:
         return tuple(
             (name, "*" + DTYPES[value.dtype][1] if isinstance(value, Buffer) else "i32") for name, value in self.args
         )
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it reads or writes quantised values."""
+        return any(isinstance(value, Buffer) and value.dtype in QUANTISED_DTYPES for _, value in self.args)
+
+    @property
+    def fp_fusion(self) -> bool:
+        """Whether the compiler may contract a multiplication and an addition. Not where values are quantised: those
+        are rounded as every other executor of the same formula rounds them, to the bit."""
+        return not self.quantised
 
     @property
     def variant(self) -> str:
@@ -212,6 +232,11 @@ def bucket_for(images: int, buckets: tuple[int, ...]) -> int:
 def buckets_up_to(max_batch: int) -> tuple[int, ...]:
     """The buckets of an engine whose largest batch is `max_batch`, which is one of them."""
     return (*(b for b in BUCKETS if b < max_batch), max_batch)
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element."""
+    return DTYPES[dtype][0]
 
 
 def aligned(nbytes: int) -> int:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 INT8_MOST = 127
+# Weights of seven bits: 16 bits hold the sum of two products of them with uint8.
+REDUCED_MOST = 63
 FLOAT8_MOST = 448.0
 # Shares of a channel's largest weight that are tried as the largest representable one.
 _CLIPS = torch.linspace(0.5, 1.0, 26, dtype=torch.float64)
@@ -18,7 +20,7 @@ _CLIPS = torch.linspace(0.5, 1.0, 26, dtype=torch.float64)
 def quantised_weight(weight: Tensor, most: int = INT8_MOST) -> tuple[Tensor, Tensor]:
     """[N, ..] -> (int8 of the same shape, float32 scale [N]), the scale of each channel with the least squared error.
 
-    most: the largest magnitude; 63 where a processor's products of pairs saturate at 16 bits.
+    most: the largest magnitude; `REDUCED_MOST` where a processor's sums of pairs of products saturate at 16 bits.
     """
     flat = weight.detach().double().flatten(1)
     largest = flat.abs().amax(1)

@@ -1,4 +1,5 @@
-"""What one launch of a plan must write, by plain PyTorch from what it read: the judge of every executor.
+"""What one launch of a plan must write, by plain PyTorch from what it read: the judge of every executor. What a launch
+with quantised values must write is in `quantised_reference.py`.
 
 A launch's inputs are still in place after it ran (buffers alive together never share memory), so a launch can be
 checked where it stands in a plan, on real data: in the interpreter, on a GPU, before `tune` times a tile.
@@ -6,7 +7,6 @@ checked where it stands in a plan, on real data: in the interpreter, on a GPU, b
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,33 +15,41 @@ from torch.nn import functional as F
 
 from .classify import classify_reference
 from .conv import IDENTITY, NO_SHORTCUT, conv_reference
-from .plan import Buffer, Launch
+from .plan import QUANTISED_DTYPES, Buffer, Launch
+from .quantised_reference import Reader, quantised_outputs
 from .tafe import detail_and_gate_reference, merge_reference, split_reference
 
 # Half a unit in the last place of an FP16 value, relative to it.
 HALF_UNIT = 2.0**-11
-
-Reader = Callable[[Buffer], Tensor]
+# Of a quantised map after a float sum, the share that may be the neighbouring value instead.
+OTHERWISE_ROUNDED = 0.01
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An output of a launch against plain PyTorch in float32. error, allowed: largest absolute differences.
+    """An output of a launch against plain PyTorch in float32. error, allowed: largest absolute differences; of a
+    quantised map in steps from one value to the next. unequal, allowed_unequal: how many elements differ at all.
 
-    allowed: twice what plain PyTorch errs in FP16 on the same inputs, plus one rounding of the largest value to FP16.
+    allowed: in FP16, twice what plain PyTorch errs in FP16 on the same inputs, plus one rounding of the largest value
+    to FP16. Where values are quantised, nothing, if only int8 products and what is rounded in order go into the output;
+    else one step in few elements, or two roundings to FP16.
     """
 
     output: str
     error: float
     allowed: float
+    unequal: int = 0
+    allowed_unequal: int = 0
 
     @property
     def right(self) -> bool:
-        return self.error <= self.allowed
+        return self.error <= self.allowed and self.unequal <= self.allowed_unequal
 
 
 def differences(launch: Launch, read: Reader) -> list[Difference]:
     """Compares the outputs of `launch`, which has run, with the reference. read: a buffer's elements, flat."""
+    if launch.quantised:
+        return _quantised_differences(launch, read)
     exact, rounded = expected_outputs(launch, read, torch.float32), expected_outputs(launch, read, torch.float16)
     args, found = dict(launch.args), []
     for name, value in exact.items():
@@ -51,6 +59,31 @@ def differences(launch: Launch, read: Reader) -> list[Difference]:
         # A NaN is larger than anything allowed.
         found.append(Difference(name, float(torch.nan_to_num(error, nan=float("inf"))), float(allowed)))
     return found
+
+
+def _quantised_differences(launch: Launch, read: Reader) -> list[Difference]:
+    args, found = dict(launch.args), []
+    for name, (value, exact) in quantised_outputs(launch, read).items():
+        got = read(args[name])[: value.numel()].reshape(value.shape)
+        if args[name].dtype in QUANTISED_DTYPES:
+            error, allowed = (_rank(got) - _rank(value)).abs(), 0.0 if exact else 1.0
+        else:
+            # NaN beside NaN is right: what overflowed FP16 must show.
+            error = (got.float() - value.float()).abs().masked_fill(got.isnan() & value.isnan(), 0.0)
+            allowed = 0.0 if exact else 4 * HALF_UNIT * float(value.float().abs().max())
+        quantised = args[name].dtype in QUANTISED_DTYPES and not exact
+        most = 1 + int(OTHERWISE_ROUNDED * value.numel()) if quantised else 0 if exact else value.numel()
+        worst = float(torch.nan_to_num(error.float().max(), nan=float("inf")))
+        found.append(Difference(name, worst, allowed, int((error != 0).sum()), most))
+    return found
+
+
+def _rank(values: Tensor) -> Tensor:
+    """int32: neighbours of the dtype differ by one."""
+    if values.dtype == torch.int8:
+        return values.int()
+    bits = values.view(torch.uint8).int()
+    return torch.where(bits < 128, bits, 128 - bits)
 
 
 def expected_outputs(launch: Launch, read: Reader, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from .chips import Arch, Chip
 from .network import STEM_TAPS, Conv, Network
+from .plan import QUANTISED_DTYPES, Buffer, Launch
+from .precisions import precision_of
 
 # How registers and shared memory are handed out from compute capability 8.0 on, as cuda_occupancy.h has it.
 _REGISTERS_PER_WARP, _SHARED, _PARTITIONS = 256, 128, 4
@@ -50,59 +52,81 @@ def occupancy(arch: Arch, chip: Chip, blocks: int, registers: int, shared_bytes:
     return Occupancy(resident, resident * warps * 32 / arch.threads_per_sm, waves)
 
 
-def roofline_seconds(chip: Chip, flops: int, nbytes: int) -> float:
-    """The longer of the two: all products at the chip's peak, all bytes at its memory's."""
-    return max(flops / chip.fp16_flops, nbytes / chip.bandwidth)
+def roofline_seconds(chip: Chip, flops: int, nbytes: int, precision: str = "float16") -> float:
+    """The longer of the two: all products at the chip's peak for `precision`, all bytes at its memory's."""
+    return max(flops / chip.peak(precision), nbytes / chip.bandwidth)
 
 
-def floor_bytes(network: Network, batch: int) -> int:
+def product_precision(launch: Launch) -> str:
+    """In what `launch` multiplies matrices: "int8", "float8", or "float16", also where it has no such product."""
+    dtypes = {value.dtype for name, value in launch.args if name.startswith("w_") and isinstance(value, Buffer)}
+    return precision_of(next(iter(dtypes & set(QUANTISED_DTYPES)), "f16"))
+
+
+def floor_bytes(network: Network, batch: int, precision: str = "float16") -> int:
     """Bytes that `batch` images cannot avoid to move: `image_bytes` of each and `weight_bytes`."""
-    return batch * image_bytes(network) + weight_bytes(network)
+    return batch * image_bytes(network, precision) + weight_bytes(network, precision)
 
 
-def image_bytes(network: Network) -> int:
-    """Of one image, maps in FP16.
+def image_bytes(network: Network, precision: str = "float16") -> int:
+    """Of one image, maps in FP16; in int8 and float8 a byte per value of what products read.
 
     Fused: normalisation, stem and its maximum; the shortcut and ReLU into each convolution; TAFE into split
     (f -> y, x), detail (y -> h) and merge (x, h -> z) with vectors for statistic and gate; all from z to the logits.
     """
-    side = network.pooled_side
+    size, side = _itemsize(precision), network.pooled_side
     values = side * side * network.stem
-    total = 3 * network.size**2 + _HALF * values
+    total = 3 * network.size**2 + size * values
     for block in network.blocks:
         entry = values
         for conv in block.convs:
             side = conv.output_side(side)
             read, values = values, side * side * conv.cout
-            total += _HALF * (read + values)
-        total += _HALF * entry
+            total += size * (read + values)
+        total += size * entry
     if network.pool is not None:
-        maps = (1 + 2) + (1 + 2) + (3 + 1)
-        total += _HALF * (maps * values + (2 + 2) * network.channels)
+        # Of the maps f, y and h, of the vectors the statistic; x, z and the gate stay FP16.
+        total += (size * (1 + (1 + 1) + (2 + 2)) + _HALF * ((1 + 1) + 1)) * values
+        total += 2 * (size + _HALF) * network.channels
+    else:
+        total += (_HALF - size) * values
     return total + _HALF * values + _FLOAT * network.classes
 
 
-def weight_bytes(network: Network) -> int:
-    """Matrices and filters in FP16, biases and other vectors in float32; of the folded network, nothing padded."""
+def weight_bytes(network: Network, precision: str = "float16") -> int:
+    """Matrices and filters in FP16 or in eight bits, with a scale per output channel; biases and other vectors in
+    float32; of the folded network, nothing padded."""
     channels, hidden, wide, narrow = network.channels, network.hidden, network.wide, network.narrow
-    matrices = 3 * STEM_TAPS**2 * network.stem
-    vectors = network.stem
+    stem, quantised, matrices, vectors, outputs = 3 * STEM_TAPS**2 * network.stem, 0, 0, network.stem, network.stem
     for block in network.blocks:
         for conv in (*block.convs, *([block.project] if block.project else [])):
-            matrices += _weights(conv)
-        # The shortcut's bias joins the last convolution's.
+            quantised += _weights(conv)
+            outputs += conv.cout
+        # The shortcut's bias joins the last convolution's, but where it is rounded by itself.
         vectors += sum(conv.cout for conv in block.convs)
+        outputs += block.cout if block.project else 0
     if network.pool is not None:
         split, detail, gate, merge = 2, 4, 1, 3
-        matrices += (split + detail + gate + merge) * channels**2 + 2 * _DEPTHWISE_TAPS * channels
+        quantised += (split + detail + gate + merge) * channels**2
+        matrices += 2 * _DEPTHWISE_TAPS * channels
         # Biases of split, depthwise, detail, gate and merge; factors of the maximum and of the variance.
         vectors += (2 + 2 + 2 + 1 + 1 + 2) * channels
+        outputs += (2 + 2 + 1 + 1) * channels
     if hidden:
         matrices += 2 * channels * hidden + _SPATIAL_WEIGHTS
         vectors += hidden + channels
     matrices += channels * wide + wide * narrow + narrow * network.classes
     vectors += wide + narrow + network.classes
-    return _HALF * matrices + _FLOAT * vectors
+    if precision == "float16":
+        outputs = 0
+    size = _itemsize(precision)
+    # The stem of float8 is FP16.
+    stem *= size if precision == "int8" else _HALF
+    return stem + size * quantised + _HALF * matrices + _FLOAT * (vectors + outputs)
+
+
+def _itemsize(precision: str) -> int:
+    return _HALF if precision == "float16" else 1
 
 
 def _weights(conv: Conv) -> int:

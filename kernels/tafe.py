@@ -8,6 +8,9 @@
 
 The depthwise convolution needs the neighbours of a pixel, that is, other rows of the tile: each of its nine shifts is
 a product with a matrix of zeros and ones, exact, on the tensor cores, and y is never stored.
+
+Where products are quantised, so are f, d, s, h and, as it is loaded, the operand x g; x, g and z stay FP16. The scales
+of d and s are in the weights that make them, that of the merge's operands is the one value behind `reciprocal_ptr`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,21 @@ from torch.nn import functional as F
 
 from .builder import PlanBuilder
 from .network import Network
-from .product import accumulate, begin, block_sizes, gelu, split_buffers, split_range, sum_parts
+from .plan import itemsize
+from .precisions import FLOAT16, StoredTypes, precision_of
+from .product import (
+    accumulate,
+    begin,
+    biased,
+    block_sizes,
+    empty_sum,
+    gelu,
+    rounded,
+    split_buffers,
+    split_range,
+    sum_parts,
+    weight_bytes,
+)
 from .tiles import Product, power_of_two
 
 DW_TAPS = 9
@@ -49,7 +66,7 @@ def merge_reference(x, g, h, w, b):
 
 @triton.jit
 def split_kernel(
-    f_ptr, w_ptr, b_ptr, dw_w_ptr, dw_b_ptr, of_pool_ptr, of_variance_ptr,
+    f_ptr, w_ptr, scale_ptr, b_ptr, dw_w_ptr, dw_b_ptr, of_pool_ptr, of_variance_ptr,
     x_ptr, d_ptr, s_ptr, partial_ptr, counter_ptr,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, NEAREST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
@@ -67,9 +84,9 @@ def split_kernel(
     # A channel beyond the half would read the other half's weights: send it beyond both, where the load is masked.
     columns = tl.where(channel < C, of_x * C + channel, 2 * C)
     first, last = split_range((C + BLOCK_K - 1) // BLOCK_K, part, SPLIT)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc = empty_sum(w_ptr, BLOCK_M, BLOCK_N)
     acc = accumulate(
-        acc, f_ptr, w_ptr, image * (H * W) + rows, rows, rows, valid, columns, first, last, None,
+        acc, f_ptr, w_ptr, image * (H * W) + rows, rows, rows, valid, columns, first, last, None, None,
         H, W, C, 2 * C, 1, False, C % BLOCK_K == 0, BLOCK_K,
     )  # fmt: skip
     if SPLIT > 1:
@@ -78,7 +95,7 @@ def split_kernel(
         mine = True
     if mine:
         # Rounded as it is stored: the statistics are those of the stored map.
-        map = (acc + tl.load(b_ptr + columns, mask=channel < C, other=0.0)[None, :]).to(tl.float16)
+        map = biased(acc, scale_ptr, b_ptr, columns, channel < C).to(tl.float16)
         mask = valid[:, None] & exists
         pixel = image.to(tl.int64) * (H * W) + rows  # [BLOCK_M]
         if of_x == 1:
@@ -94,7 +111,7 @@ def split_kernel(
             variance = tl.sum(off * off, 0) / (H * W)
             statistic = tl.load(of_pool_ptr + channel, mask=channel < C, other=0.0) * pooled
             statistic += tl.load(of_variance_ptr + channel, mask=channel < C, other=0.0) * variance
-            tl.store(s_ptr + image * C + channel, statistic.to(tl.float16), mask=channel < C)
+            tl.store(s_ptr + image * C + channel, rounded(statistic, s_ptr.dtype.element_ty), mask=channel < C)
         else:
             even = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             odd = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -110,13 +127,14 @@ def split_kernel(
             even += tl.load(dw_b_ptr + channel, mask=channel < C, other=0.0)[None, :]
             odd += tl.load(dw_b_ptr + C + channel, mask=channel < C, other=0.0)[None, :]
             d = d_ptr + pixel[:, None] * (2 * C) + channel[None, :]
-            tl.store(d, even.to(tl.float16), mask=mask)
-            tl.store(d + C, odd.to(tl.float16), mask=mask)
+            tl.store(d, rounded(even, d_ptr.dtype.element_ty), mask=mask)
+            tl.store(d + C, rounded(odd, d_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def detail_and_gate_kernel(
-    d_ptr, w_d_ptr, b_d_ptr, h_ptr, s_ptr, w_g_ptr, b_g_ptr, g_ptr, partial_ptr, counter_ptr,
+    d_ptr, w_d_ptr, scale_d_ptr, b_d_ptr, reciprocal_ptr, h_ptr, s_ptr, w_g_ptr, scale_g_ptr, b_g_ptr, g_ptr,
+    partial_ptr, counter_ptr,
     batch,
     HW: tl.constexpr, C: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
@@ -136,15 +154,19 @@ def detail_and_gate_kernel(
     x_ptr = tl.where(gate, s_ptr, d_ptr)
     w_ptr = tl.where(gate, w_g_ptr, w_d_ptr)
     b_ptr = tl.where(gate, b_g_ptr, b_d_ptr)
-    y_ptr = tl.where(gate, g_ptr, h_ptr)
+    if reciprocal_ptr is None:
+        y_ptr = tl.where(gate, g_ptr, h_ptr)
+    scale_ptr = None
+    if scale_d_ptr is not None:
+        scale_ptr = tl.where(gate, scale_g_ptr, scale_d_ptr)
 
     m = (of // tiles_n) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     columns = (of % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     valid = m < tl.where(gate, batch, batch * HW)
     first, last = split_range(tl.cdiv(size, BLOCK_K), part, SPLIT)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc = empty_sum(w_ptr, BLOCK_M, BLOCK_N)
     acc = accumulate(
-        acc, x_ptr, w_ptr, m, m, m, valid, columns, first, last, None,
+        acc, x_ptr, w_ptr, m, m, m, valid, columns, first, last, None, None,
         1, 1, size, size, 1, False, C % BLOCK_K == 0, BLOCK_K,
     )  # fmt: skip
     if SPLIT > 1:
@@ -152,14 +174,23 @@ def detail_and_gate_kernel(
     else:
         mine = True
     if mine:
-        acc += tl.load(b_ptr + columns, mask=columns < size, other=0.0)[None, :]
+        y = biased(acc, scale_ptr, b_ptr, columns, columns < size)
         mask = valid[:, None] & (columns < size)[None, :]
-        tl.store(y_ptr + m.to(tl.int64)[:, None] * size + columns[None, :], gelu(acc).to(tl.float16), mask=mask)
+        if reciprocal_ptr is None:
+            tl.store(y_ptr + m.to(tl.int64)[:, None] * size + columns[None, :], gelu(y).to(tl.float16), mask=mask)
+        else:
+            y = gelu(y)
+            offsets = m.to(tl.int64)[:, None] * size + columns[None, :]
+            of_g = valid[:, None] & (columns < tl.where(gate, C, 0))[None, :]
+            of_h = valid[:, None] & (columns < tl.where(gate, 0, 2 * C))[None, :]
+            tl.store(g_ptr + offsets, y.to(tl.float16), mask=of_g)
+            h = rounded(y * tl.load(reciprocal_ptr), h_ptr.dtype.element_ty)
+            tl.store(h_ptr + offsets, h, mask=of_h)
 
 
 @triton.jit
 def merge_kernel(
-    x_ptr, g_ptr, w_x_ptr, h_ptr, w_h_ptr, b_ptr, z_ptr, partial_ptr, counter_ptr,
+    x_ptr, g_ptr, reciprocal_ptr, w_x_ptr, h_ptr, w_h_ptr, scale_ptr, b_ptr, z_ptr, partial_ptr, counter_ptr,
     HW: tl.constexpr, C: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -175,23 +206,26 @@ def merge_kernel(
     valid = rows < HW
     pixel = image * HW + rows
     first, last = split_range(STEPS + STEPS_H, part, SPLIT)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    reciprocal = None
+    if reciprocal_ptr is not None:
+        reciprocal = tl.load(reciprocal_ptr)
+    acc = empty_sum(w_x_ptr, BLOCK_M, BLOCK_N)
     acc = accumulate(
-        acc, x_ptr, w_x_ptr, pixel, rows, rows, valid, columns, first, tl.minimum(last, STEPS), g_ptr + image * C,
-        1, 1, C, C, 1, True, C % BLOCK_K == 0, BLOCK_K,
+        acc, x_ptr, w_x_ptr, pixel, rows, rows, valid, columns, first, tl.minimum(last, STEPS),
+        g_ptr + image * C, reciprocal, 1, 1, C, C, 1, True, C % BLOCK_K == 0, BLOCK_K,
     )  # fmt: skip
     acc = accumulate(
-        acc, h_ptr, w_h_ptr, pixel, rows, rows, valid, columns, tl.maximum(first - STEPS, 0), last - STEPS, None,
-        1, 1, 2 * C, C, 1, False, 2 * C % BLOCK_K == 0, BLOCK_K,
+        acc, h_ptr, w_h_ptr, pixel, rows, rows, valid, columns, tl.maximum(first - STEPS, 0), last - STEPS,
+        None, None, 1, 1, 2 * C, C, 1, False, 2 * C % BLOCK_K == 0, BLOCK_K,
     )  # fmt: skip
     if SPLIT > 1:
         acc, mine = sum_parts(acc, tile, part, partial_ptr, counter_ptr, SPLIT, BLOCK_M, BLOCK_N)
     else:
         mine = True
     if mine:
-        acc += tl.load(b_ptr + columns, mask=columns < C, other=0.0)[None, :]
+        z = biased(acc, scale_ptr, b_ptr, columns, columns < C)
         mask = valid[:, None] & (columns < C)[None, :]
-        tl.store(z_ptr + pixel.to(tl.int64)[:, None] * C + columns[None, :], acc.to(tl.float16), mask=mask)
+        tl.store(z_ptr + pixel.to(tl.int64)[:, None] * C + columns[None, :], z.to(tl.float16), mask=mask)
 
 
 def tile_rows(pixels: int) -> int:
@@ -199,33 +233,38 @@ def tile_rows(pixels: int) -> int:
     return max(64, power_of_two(pixels))
 
 
-def add_tafe(builder: PlanBuilder, network: Network, batch: int, f: Any, choose: Any, pdl: bool) -> Any:
+def add_tafe(
+    builder: PlanBuilder, network: Network, batch: int, f: Any, choose: Any, pdl: bool, types: StoredTypes = FLOAT16
+) -> Any:
     """Appends the three launches on the map `f`; returns z, a map of f's shape. choose: (Product, rows) -> Tile."""
     weights, side, c = builder.weights, network.side, network.channels
     pixels = side * side
     rows = tile_rows(pixels)
-    map_bytes = 2 * batch * pixels * c
 
-    tile = choose(Product("split", batch * rows, 2 * c, c, 1), rows)
+    dtype = types.of_product("tafe.split")
+    tile = choose(Product("split", batch * rows, 2 * c, c, 1, precision=precision_of(dtype)), rows)
     columns = 2 * -(-c // tile.block_n)
-    x, d, s = (builder.buffer("f16", n) for n in (batch * pixels * c, 2 * batch * pixels * c, batch * c))
-    partial, counters, partial_bytes = split_buffers(builder, batch * columns, tile)
-    vectors = 4 * (2 * c + 2 * (DW_TAPS + 1) * c + 2 * c)
+    x = builder.buffer("f16", batch * pixels * c)
+    d = builder.buffer(types.of_map("tafe.detail"), 2 * batch * pixels * c)
+    s = builder.buffer(types.of_map("tafe.gate"), batch * c)
+    partial, counters, partial_bytes = split_buffers(builder, batch * columns, tile, dtype)
+    args = {
+        "f_ptr": f,
+        "w_ptr": weights["tafe.split.w"],
+        "scale_ptr": weights.get("tafe.split.scale"),
+        "b_ptr": weights["tafe.split.b"],
+        "dw_w_ptr": weights["tafe.dw.w"],
+        "dw_b_ptr": weights["tafe.dw.b"],
+        "of_pool_ptr": weights["tafe.of_pool"],
+        "of_variance_ptr": weights["tafe.of_variance"],
+        "x_ptr": x,
+        "d_ptr": d,
+        "s_ptr": s,
+        "partial_ptr": partial,
+        "counter_ptr": counters,
+    }
     builder.launch(
-        {
-            "f_ptr": f,
-            "w_ptr": weights["tafe.split.w"],
-            "b_ptr": weights["tafe.split.b"],
-            "dw_w_ptr": weights["tafe.dw.w"],
-            "dw_b_ptr": weights["tafe.dw.b"],
-            "of_pool_ptr": weights["tafe.of_pool"],
-            "of_variance_ptr": weights["tafe.of_variance"],
-            "x_ptr": x,
-            "d_ptr": d,
-            "s_ptr": s,
-            "partial_ptr": partial,
-            "counter_ptr": counters,
-        },
+        args,
         {"H": side, "W": side, "C": c, "NEAREST": network.pool == "nearest", **block_sizes(tile, pdl)},
         name="tafe.split",
         kernel="split_kernel",
@@ -233,32 +272,38 @@ def add_tafe(builder: PlanBuilder, network: Network, batch: int, f: Any, choose:
         warps=tile.warps,
         stages=tile.stages,
         flops=2 * batch * pixels * c * (2 * c + 2 * DW_TAPS),
-        reads=map_bytes + 4 * c * c + vectors + partial_bytes,
-        writes=3 * map_bytes + 2 * batch * c + partial_bytes,
-        loads=2 * c * batch * columns * (rows + tile.block_n) + partial_bytes,
+        reads=f.nbytes + weight_bytes(args) + partial_bytes,
+        writes=x.nbytes + d.nbytes + s.nbytes + partial_bytes,
+        loads=itemsize(dtype) * c * batch * columns * (rows + tile.block_n) + partial_bytes,
     )
 
-    tile = choose(Product("detail", batch * pixels, 2 * c, 2 * c, 1), None)
+    dtype = types.of_product("tafe.detail")
+    tile = choose(Product("detail", batch * pixels, 2 * c, 2 * c, 1, precision=precision_of(dtype)), None)
     gate_tiles = -(-batch // tile.block_m) * -(-c // tile.block_n)
     detail_rows, detail_columns = -(-batch * pixels // tile.block_m), -(-2 * c // tile.block_n)
-    h, g = builder.buffer("f16", 2 * batch * pixels * c), builder.buffer("f16", batch * c)
+    h = builder.buffer(types.of_map("tafe.merge"), 2 * batch * pixels * c)
+    g = builder.buffer("f16", batch * c)
     tiles = gate_tiles + detail_rows * detail_columns
-    partial, counters, partial_bytes = split_buffers(builder, tiles, tile)
+    partial, counters, partial_bytes = split_buffers(builder, tiles, tile, dtype)
     area = tile.block_m + tile.block_n
+    args = {
+        "d_ptr": d,
+        "w_d_ptr": weights["tafe.detail.w"],
+        "scale_d_ptr": weights.get("tafe.detail.scale"),
+        "b_d_ptr": weights["tafe.detail.b"],
+        "reciprocal_ptr": weights.get("tafe.merge.reciprocal"),
+        "h_ptr": h,
+        "s_ptr": s,
+        "w_g_ptr": weights["tafe.gate.w"],
+        "scale_g_ptr": weights.get("tafe.gate.scale"),
+        "b_g_ptr": weights["tafe.gate.b"],
+        "g_ptr": g,
+        "partial_ptr": partial,
+        "counter_ptr": counters,
+        "batch": batch,
+    }
     builder.launch(
-        {
-            "d_ptr": d,
-            "w_d_ptr": weights["tafe.detail.w"],
-            "b_d_ptr": weights["tafe.detail.b"],
-            "h_ptr": h,
-            "s_ptr": s,
-            "w_g_ptr": weights["tafe.gate.w"],
-            "b_g_ptr": weights["tafe.gate.b"],
-            "g_ptr": g,
-            "partial_ptr": partial,
-            "counter_ptr": counters,
-            "batch": batch,
-        },
+        args,
         {"HW": pixels, "C": c, **block_sizes(tile, pdl)},
         name="tafe.detail_and_gate",
         kernel="detail_and_gate_kernel",
@@ -266,27 +311,32 @@ def add_tafe(builder: PlanBuilder, network: Network, batch: int, f: Any, choose:
         warps=tile.warps,
         stages=tile.stages,
         flops=2 * batch * (pixels * 4 * c * c + c * c),
-        reads=2 * map_bytes + 10 * c * c + 12 * c + 2 * batch * c + partial_bytes,
-        writes=2 * map_bytes + 2 * batch * c + partial_bytes,
-        loads=2 * area * c * (gate_tiles + 2 * detail_rows * detail_columns) + partial_bytes,
+        reads=d.nbytes + s.nbytes + weight_bytes(args) + partial_bytes,
+        writes=h.nbytes + g.nbytes + partial_bytes,
+        loads=itemsize(dtype) * area * c * (gate_tiles + 2 * detail_rows * detail_columns) + partial_bytes,
     )
 
-    tile = choose(Product("merge", batch * rows, c, c, 1, 2 * c), rows)
+    dtype = types.of_product("tafe.merge")
+    tile = choose(Product("merge", batch * rows, c, c, 1, 2 * c, precision=precision_of(dtype)), rows)
     columns = -(-c // tile.block_n)
     z = builder.buffer("f16", batch * pixels * c)
-    partial, counters, partial_bytes = split_buffers(builder, batch * columns, tile)
+    partial, counters, partial_bytes = split_buffers(builder, batch * columns, tile, dtype)
+    args = {
+        "x_ptr": x,
+        "g_ptr": g,
+        "reciprocal_ptr": weights.get("tafe.merge.reciprocal"),
+        "w_x_ptr": weights["tafe.merge.x.w"],
+        "h_ptr": h,
+        "w_h_ptr": weights["tafe.merge.h.w"],
+        "scale_ptr": weights.get("tafe.merge.scale"),
+        "b_ptr": weights["tafe.merge.b"],
+        "z_ptr": z,
+        "partial_ptr": partial,
+        "counter_ptr": counters,
+    }
+    row_bytes = itemsize(x.dtype) * c + itemsize(h.dtype) * 2 * c
     builder.launch(
-        {
-            "x_ptr": x,
-            "g_ptr": g,
-            "w_x_ptr": weights["tafe.merge.x.w"],
-            "h_ptr": h,
-            "w_h_ptr": weights["tafe.merge.h.w"],
-            "b_ptr": weights["tafe.merge.b"],
-            "z_ptr": z,
-            "partial_ptr": partial,
-            "counter_ptr": counters,
-        },
+        args,
         {"HW": pixels, "C": c, **block_sizes(tile, pdl)},
         name="tafe.merge",
         kernel="merge_kernel",
@@ -294,8 +344,8 @@ def add_tafe(builder: PlanBuilder, network: Network, batch: int, f: Any, choose:
         warps=tile.warps,
         stages=tile.stages,
         flops=2 * batch * pixels * c * 3 * c,
-        reads=3 * map_bytes + 2 * batch * c + 6 * c * c + 4 * c + partial_bytes,
-        writes=map_bytes + partial_bytes,
-        loads=2 * 3 * c * batch * columns * (rows + tile.block_n) + partial_bytes,
+        reads=x.nbytes + h.nbytes + g.nbytes + weight_bytes(args) + partial_bytes,
+        writes=z.nbytes + partial_bytes,
+        loads=batch * columns * (rows * row_bytes + tile.block_n * 3 * c * itemsize(dtype)) + partial_bytes,
     )
     return z

@@ -358,7 +358,7 @@ def test_the_shipped_reference_stands_in_the_package():
 
 def test_build_refuses(command, tmp_path, monkeypatch, pictures):
     monkeypatch.chdir(tmp_path)
-    assert _refused(command("build", "--int8"), 64, "--int8: not yet built by this version")
+    assert _refused(command("build", "--strict-int8", "--fp16"), 64, "--strict-int8: got it with float16")
     assert _refused(command("build", "--out", "x.onnx"), 64, "expected a name that ends in .tkf")
     assert _refused(command("build", "--out", "no/x.tkf"), 64, "is not there; make it first")
     assert _refused(command("build", "--max-batch", "0"), 64, "--max-batch: got 0")

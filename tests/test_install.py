@@ -18,9 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 HAS_KERNELS = (
     "classify",
     "conv",
+    "emulator",
     "interpret",
+    "layout",
+    "memory",
     "planner",
     "product",
+    "quantise",
+    "quantised_reference",
+    "quantised_weights",
     "reference",
     "stem",
     "tafe",
@@ -32,9 +38,10 @@ NEEDS_AN_EXTRA = {
     "tkfnet_engine.training.": "torch",
     "tkfnet_engine.data.transforms": "torch",
     "tkfnet_engine.export.": "torch",
+    "tkfnet_engine.export.qdq_from_onnx": "onnx",
     **{f"tkfnet_engine.kernels.{name}": "torch" for name in HAS_KERNELS},
 }
-COMMANDS = ("predict", "build", "evaluate", "info", "bench", "train", "tune")
+COMMANDS = ("predict", "build", "evaluate", "info", "bench", "train", "tune", "calibrate")
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys, tkfnet_engine

@@ -21,7 +21,7 @@ SPECS = [
 
 def test_the_facts():
     assert LABELS == ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
-    assert INPUT_SIZE == 224 and PRECISIONS == ("float32", "float16", "int8")
+    assert INPUT_SIZE == 224 and PRECISIONS == ("float32", "float16", "int8", "float8")
     facts = Preprocessing()
     assert (facts.size, facts.color) == (224, "RGB")
     assert (facts.mean, facts.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

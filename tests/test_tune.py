@@ -26,7 +26,7 @@ def network():
 def tasks(network):
     from tkfnet_engine.kernels.tile_tasks import tasks_of
 
-    return tasks_of(network, [1, 8], "float16", ARCH)
+    return tasks_of(network, [1, 8], ["float16"], ARCH)
 
 
 @pytest.fixture
@@ -45,6 +45,33 @@ def test_tasks_are_the_distinct_products_of_the_plans(tasks):
     assert names[:3] == [(1, "stem"), (1, "layer1.0.conv1"), (1, "layer1.0.conv2")]
     assert (1, "layer1.1.conv1") not in names and (8, "layer4.1.conv2") in names
     assert [task.rows for task in tasks if task.name in ("tafe.split", "tafe.merge")] == [64] * 4
+
+
+def test_eight_bits_have_tasks_of_their_own_after_those_of_fp16(network, tasks):
+    from tkfnet_engine.kernels.tile_tasks import precisions_on, tasks_of
+
+    every = tasks_of(network, [1, 8], precisions_on(ARCH), ARCH)
+    assert every[: len(tasks)] == tasks
+    of = {p: [task for task in every if task.precision == p] for p in ("float16", "int8", "float8")}
+    assert [(t.batch, t.name, t.rows) for t in of["int8"]] == [(t.batch, t.name, t.rows) for t in tasks]
+    # FP8 keeps the stem in FP16, which has been measured.
+    assert [(t.batch, t.name) for t in of["float8"]] == [(t.batch, t.name) for t in tasks if t.name != "stem"]
+    assert [every.index(of[p][0]) for p in of] == [0, len(tasks), 2 * len(tasks)]
+    assert all(task.product.precision == task.precision for task in every)
+    assert precisions_on("sm_86") == ("float16", "int8") and precisions_on("sm_89") == ("float16", "int8", "float8")
+
+
+def test_a_tile_of_one_precision_is_no_others(network, table):
+    from tkfnet_engine.kernels.tile_tasks import plan_with, tasks_of
+    from tkfnet_engine.kernels.tiles import ranked_candidates
+
+    every = tasks_of(network, [8], ["float16", "int8"], ARCH)
+    tune([t for t in every if t.precision == "int8"], table, ARCH, last_is_best, lambda: False, candidates=2)
+    assert {e["precision"] for e in json.loads(table.path.read_bytes())["tiles"]} == {"int8"}
+    assert not any(table.has(t.product.key, "float16", ARCH) for t in every)
+    task = next(t for t in every if t.precision == "int8" and t.name == "layer1.0.conv1")
+    plan = plan_with(network, task, ranked_candidates(task.product, ARCH)[-1], ARCH)
+    assert plan.precision == "int8" and next(x for x in plan.launches if x.name == task.name).quantised
 
 
 def test_a_plan_with_a_tile_differs_in_the_launches_of_its_product(network, tasks):
@@ -97,4 +124,25 @@ def test_tune_without_a_gpu_is_refused(command, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = command("tune", "--minutes", "1")
     assert done.code == 64 and "no usable NVIDIA GPU" in done.err
+    assert command("tune", "--precision", "int4").code == 64
     assert command("tune", "--minutes", "0").code == 64
+
+
+def test_every_precision_of_the_gpu_is_tuned_or_those_that_are_named(command, monkeypatch, tmp_path, network):
+    pytest.importorskip("triton")
+    import tkfnet_engine.tune as command_module
+    from tkfnet_engine.export import tiles_from_gpu
+
+    class Bench:
+        def __init__(self, checkpoint):
+            self.arch, self.chip, self.driver, self.triton = "sm_86", "NVIDIA A10", "13.0", "3.6.0"
+            self.network, self.measure = network, last_is_best
+
+    seen = []
+    monkeypatch.setattr(tiles_from_gpu, "TileBench", Bench)
+    monkeypatch.setattr(command_module, "tune", lambda tasks, *_: seen.append({t.precision for t in tasks}) or 0)
+    flags = ("--batch", "1", "--table", str(tmp_path / "t.json"))
+    assert command("tune", *flags).code == 0 and command("tune", *flags, "--precision", "int8").code == 0
+    assert seen == [{"float16", "int8"}, {"int8"}]
+    refused = command("tune", *flags, "--precision", "int8", "float8")
+    assert refused.code == 64 and "got float8, which NVIDIA A10 does not have" in refused.err

@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": "time an engine on this machine",
     "train": "train the reference network",
     "tune": "measure the fused kernels' tiles on this GPU",
+    "calibrate": "measure the scales of INT8 engines",
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m tkfnet_engine.build [--fp16]`: makes a verified engine file from a checkpoint."""
+"""`python -m tkfnet_engine.build [--fp16|--int8]`: makes a verified engine file from a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def parser() -> Parser:
     p = Parser(prog="python -m tkfnet_engine.build", description=__doc__.partition(": ")[2])
     p.add_argument("--checkpoint", help="of `python -m tkfnet_engine.train` (default: the shipped reference)")
     precision = p.add_mutually_exclusive_group()
-    for flag, name in (("--fp32", "float32"), ("--fp16", "float16"), ("--int8", "int8")):
+    for flag, name in (("--fp32", "float32"), ("--fp16", "float16"), ("--int8", "int8"), ("--fp8", "float8")):
         precision.add_argument(flag, dest="precision", action="store_const", const=name)
+    p.add_argument("--strict-int8", dest="strict", action="store_true", help="--int8, and no layer goes back to float")
+    p.add_argument("--calibration", metavar="TABLE", help="of `calibrate` (default: made on rendered faces, and kept)")
     p.set_defaults(precision="float32")
     p.add_argument(
         "--backend",
@@ -59,8 +61,12 @@ def _archs(named: Sequence[str] | None, device: str) -> tuple[str, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    if args.precision == "int8":
-        raise UsageError("--int8: not yet built by this version; use --fp16 or --fp32")
+    if args.strict:
+        if args.precision not in ("float32", "int8"):
+            raise UsageError(f"--strict-int8: got it with {args.precision}; leave one of them out")
+        args.precision = "int8"
+    if args.calibration and args.precision not in ("int8", "float8"):
+        raise UsageError(f"--calibration: {args.precision} needs none; give --int8 or --fp8 as well, or leave it out")
     if not 1 <= args.max_batch <= 4096:
         raise UsageError(f"--max-batch: got {args.max_batch}, expected 1 to 4096")
     out = args.out or f"tkfnet-{args.precision}{SUFFIX}"
@@ -76,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"building needs {error.name}, which is not installed; install it with pip install 'tkfnet-engine[build]'"
         ) from None
 
-    from .export.engine_from_checkpoint import Request, build_engine
+    from .export.engine_from_checkpoint import build_engine
+    from .export.request import Request
     from .model.checkpoint import load_checkpoint
 
     gpu = torch.cuda.is_available()
@@ -86,6 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "auto":
         why = "an NVIDIA GPU is here" if device == "cuda" else "no NVIDIA GPU is used"
         say(f"building for the {'GPU' if device == 'cuda' else 'CPU'}: {why}")
+    if args.precision == "float8" and device == "cpu":
+        raise UsageError(
+            "--fp8: got --device cpu, expected an NVIDIA GPU of compute capability 8.9 or later; give --device cuda to "
+            "build for one elsewhere, or --int8"
+        )
     archs, ahead = _archs(args.arch, device), device == "cuda" and not gpu
     if device == "cuda" and gpu:
         try:
@@ -105,7 +117,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = load_checkpoint(reference_checkpoint() if args.checkpoint is None else args.checkpoint)
     if args.checkpoint is None:
         say("no --checkpoint: using the shipped reference, trained on rendered faces only (docs/reference.md)")
-    request = Request(args.precision, args.backend, device, args.max_batch, args.verify_data, archs, ahead)
+    request = Request(
+        args.precision,
+        args.backend,
+        device,
+        args.max_batch,
+        args.verify_data,
+        archs,
+        ahead,
+        args.calibration,
+        args.strict,
+    )
     try:
         facts = build_engine(checkpoint, request, out)
     except VerificationError as error:

@@ -12,6 +12,7 @@ import numpy as np
 from .backends.registry import BACKENDS, CLOSED, Runner, backend_info, open_backend
 from .bundle import read_bundle
 from .errors import BackendError, BundleError, ImageError, UsageError
+from .hardware import has_exact_byte_products
 from .preprocess import stack_crops
 from .spec import PRECISIONS, Preprocessing, TKFNetConfig
 
@@ -74,6 +75,7 @@ class Engine:
         facts = checked_facts(path, bundle.facts)
         name = facts["backend"] if backend is None else backend_info(backend).name
         chosen = facts["device"] if device == "auto" else device
+        _check_bytes(facts, name)
         return cls(facts, open_backend(name, facts, bundle, chosen, threads), name, chosen)
 
     @property
@@ -145,6 +147,22 @@ class Engine:
         self.close()
 
 
+def _check_bytes(facts: dict[str, Any], backend: str) -> None:
+    """Refuses an INT8 engine where it would not be what its build has proven."""
+    if facts["precision"] != "int8":
+        return
+    if backend != facts["backend"]:
+        raise UsageError(
+            f"backend: got {backend}, expected {facts['backend']}: an INT8 engine is made for one runtime, and another "
+            f"may compute it in float; build one with --int8 --backend {backend}"
+        )
+    if facts["device"] == "cpu" and facts["quantisation"]["weight_bits"] == 8 and not has_exact_byte_products():
+        raise BackendError(
+            "this processor sums products of bytes in 16 bits, which saturate, and the engine was built for one that "
+            "does not: its accuracy is not what the build proved; build it again on this machine"
+        )
+
+
 def checked_facts(path: str | os.PathLike, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts an engine cannot run without, or `BundleError`: model, labels, preprocessing, backend .."""
     try:
@@ -152,13 +170,15 @@ def checked_facts(path: str | os.PathLike, facts: dict[str, Any]) -> dict[str, A
         Preprocessing.from_dict(facts.get("preprocessing"))
     except UsageError as error:
         raise BundleError(f"{path}: {error}") from None
-    labels, limit = facts.get("labels"), facts.get("max_batch")
+    labels, limit, quantised = facts.get("labels"), facts.get("max_batch"), facts.get("quantisation")
+    quantised = quantised if isinstance(quantised, dict) else {}
     checks = {
         "labels": isinstance(labels, list) and len(labels) == classes and all(isinstance(v, str) for v in labels),
         "backend": isinstance(facts.get("backend"), str) and facts["backend"] in BACKENDS,
         "device": facts.get("device") in DEVICES[1:],
         "precision": facts.get("precision") in PRECISIONS,
         "max_batch": type(limit) is int and 1 <= limit <= 65536,
+        "quantisation": facts.get("precision") != "int8" or quantised.get("weight_bits") in (7, 8),
     }
     if wrong := [name for name, fine in checks.items() if not fine]:
         raise BundleError(

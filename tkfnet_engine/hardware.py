@@ -22,11 +22,25 @@ def usable_cores() -> int:
 
 def processor_name() -> str:
     """The processor's model name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def has_exact_byte_products() -> bool:
+    """Whether products of uint8 and int8 are summed in 32 bits. On x86 without VNNI or AMX pairs of them are summed in
+    16 bits first, which saturate."""
+    if platform.machine() not in ("x86_64", "AMD64", "i686"):
+        return True
+    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(_cpuinfo("flags").split())
+
+
+def _cpuinfo(field: str) -> str:
+    """The first processor's `field` in /proc/cpuinfo, "" where there is none."""
     try:
         with open("/proc/cpuinfo") as file:
             for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+                key, _, value = line.partition(":")
+                if key.strip() == field:
+                    return value.strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""

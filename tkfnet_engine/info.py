@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,16 +96,43 @@ def _text(path: str, facts: dict[str, Any]) -> str:
             for name, by_batch in choice["p50_ms"].items()
         )
         rows.append(("chosen by", f"{choice['by']}: {timed}"))
+    if quantisation := facts.get("quantisation"):
+        rows += _quantisation_rows(quantisation)
     if report:
-        where = "" if report.get("executor") is None else f" in Triton's {report['executor']}"
+        where = {None: "", "interpreter": " in Triton's interpreter", "emulator": " in the kernels' emulator"}
+        needs = f" (needs {report['required_sqnr_db']})" if "required_sqnr_db" in report else ""
         rows.append(
             (
                 "verified",
-                f"{report['images']} images{where}: SQNR {report['sqnr_db']} dB (needs {report['required_sqnr_db']}), "
+                f"{report['images']} images{where[report.get('executor')]}: SQNR {report['sqnr_db']} dB{needs}, "
                 f"max error {report['max_error']}, top-1 agreement {report['top1_agreement']:.2%}",
             )
         )
+    if gate := report.get("gate"):
+        rows.append(
+            (
+                "gate",
+                f"accuracy {gate['accuracy']:.2%} of float32's {gate['float32_accuracy']:.2%} on {gate['images']} "
+                f"labelled images; the worst class loses {max(gate['recall_lost']):.1%} of its recall",
+            )
+        )
     return "\n".join(f"{name:<11} {value}" for name, value in rows)
+
+
+def _quantisation_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What runs in which precision, and from which calibration."""
+    counts = Counter(found["layers"].values())
+    calibration, worst = found["calibration"], sorted(found["sensitivity_db"].items(), key=lambda item: item[1])[:3]
+    rows = [
+        ("products", ", ".join(f"{count} in {precision}" for precision, count in counts.most_common())),
+        ("calibrated", f"on {calibration['images']} images of {calibration['data']}"),
+        ("costliest", ", ".join(f"{unit} {decibels} dB" for unit, decibels in worst)),
+    ]
+    if found["kept_float"]:
+        rows.append(("in float", ", ".join(found["kept_float"])))
+    if found["not_as_asked"]:
+        rows.append(("NOT AS ASKED", ", ".join(f"{name} in {ran}" for name, ran in found["not_as_asked"].items())))
+    return rows
 
 
 if __name__ == "__main__":

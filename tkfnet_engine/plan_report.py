@@ -13,7 +13,7 @@ from .errors import BackendError, BundleError, UsageError
 from .kernels.chips import ARCHS, CHIPS, Chip, arch_named, chip_named, default_chip
 from .kernels.network import Block, Conv, Network
 from .kernels.plan import Launch, Plan, bucket_for
-from .kernels.roofline import floor_bytes, occupancy, roofline_seconds
+from .kernels.roofline import floor_bytes, occupancy, product_precision, roofline_seconds
 from .spec import Preprocessing, TKFNetConfig
 from .strict_json import StrictJsonError, parse
 
@@ -114,7 +114,7 @@ def report(plan: Plan, code: Mapping[str, Code], chip: Chip, network: Network) -
     if missing := sorted({launch.variant for launch in plan.launches} - code.keys()):
         raise BundleError(f"launch plan: it needs kernel {missing[0]}, expected it among {len(code)}", "cubins")
     launches = [_row(launch, code[launch.variant], chip) for launch in plan.launches]
-    floor = floor_bytes(network, plan.batch)
+    floor = floor_bytes(network, plan.batch, plan.precision)
     totals = {name: sum(row[name] for row in launches) for name in ("flops", "bytes", "loads", "spilled_bytes")}
     return {
         "arch": plan.arch,
@@ -135,6 +135,7 @@ def report(plan: Plan, code: Mapping[str, Code], chip: Chip, network: Network) -
 
 
 def _row(launch: Launch, code: Code, chip: Chip) -> dict[str, Any]:
+    precision = product_precision(launch)
     fits = occupancy(ARCHS[chip.arch], chip, launch.blocks, code.registers, code.shared_bytes, launch.warps)
     return {
         "name": launch.name,
@@ -151,7 +152,7 @@ def _row(launch: Launch, code: Code, chip: Chip) -> dict[str, Any]:
         "bytes": launch.bytes,
         "loads": launch.loads,
         "tensor_core": dict(code.tensor_core),
-        "roofline_us": round(1e6 * roofline_seconds(chip, launch.flops, launch.bytes), 3),
+        "roofline_us": round(1e6 * roofline_seconds(chip, launch.flops, launch.bytes, precision), 3),
     }
 
 
@@ -195,6 +196,7 @@ def text_of_report(found: Mapping[str, Any]) -> str:
         for line in [(*heads, "tensor cores"), *rows]
     ]
     totals, chip = found["totals"], CHIPS[found["chip"]]
+    unit = "TOP" if found["precision"] == "int8" else "TFLOP"
     return "\n".join(
         [
             *lines,
@@ -205,7 +207,7 @@ def text_of_report(found: Mapping[str, Any]) -> str:
             f"moved {totals['bytes'] / 1e6:.2f} MB, {totals['bytes_over_floor']:.3f} x the floor of "
             f"{found['floor_bytes'] / 1e6:.2f} MB; asked for by blocks {totals['loads'] / 1e6:.1f} MB",
             f"roofline {totals['roofline_us']:.1f} us on {chip.name} ({chip.multiprocessors} multiprocessors, "
-            f"{chip.fp16_flops / 1e12:g} TFLOP/s, {chip.bandwidth / 1e9:g} GB/s)",
+            f"{chip.peak(found['precision']) / 1e12:g} {unit}/s, {chip.bandwidth / 1e9:g} GB/s)",
         ]
     )
 

@@ -17,7 +17,7 @@ LABELS: tuple[str, ...] = ("surprise", "fear", "disgust", "happiness", "sadness"
 
 INPUT_SIZE = 224
 
-PRECISIONS: tuple[str, ...] = ("float32", "float16", "int8")
+PRECISIONS: tuple[str, ...] = ("float32", "float16", "int8", "float8")
 
 
 class _Spec:

@@ -1,4 +1,4 @@
-"""What the parts share: their flags, the engine file taken apart, the faces, the folded network, timing by events."""
+"""What the parts share: their flags, engine files taken apart, the faces, the folded network, timing by events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_state import ENGINE, FACES
+from gpu_state import ENGINES, FACES
 from torch import Tensor
 
 from tkfnet_engine.backends.cuda_driver import Gpu
@@ -27,9 +27,6 @@ from tkfnet_engine.kernels.plan import SPACES, Plan
 from tkfnet_engine.model.checkpoint import load_checkpoint
 from tkfnet_engine.model.fold import FoldedTKFNet, fold
 
-# As a build demands (export/verify.py).
-REQUIRED_SQNR_DB = 40.0
-
 
 def part_parser(description: str) -> argparse.ArgumentParser:
     """The flags that run.py gives to every part."""
@@ -41,6 +38,14 @@ def part_parser(description: str) -> argparse.ArgumentParser:
     return p
 
 
+def add_precision(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--precision", choices=ENGINES, default="float16", help="of the engine (default float16)")
+
+
+def add_took(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--took", type=lambda names: names.split(","), default=[], help="what is done of `Part.takes`")
+
+
 def this_arch() -> str:
     """The architecture of kernels for this GPU: "sm_90"."""
     return chosen_arch(torch.cuda.get_device_capability(), list(ARCHS), torch.cuda.get_device_name())
@@ -50,6 +55,11 @@ def exact_float32() -> None:
     """The judge computes in float32, not in TF32, and sums FP16 products in float32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def exact_products() -> None:
+    """Convolutions of whole numbers come out whole: cuDNN's transforms (Winograd, FFT) do not leave them so."""
+    torch.backends.cudnn.enabled = False
 
 
 @dataclass(frozen=True)
@@ -67,21 +77,24 @@ class Faces:
 
 @dataclass(frozen=True)
 class EngineParts:
-    """What an engine file holds for one architecture. plans: by batch; cubins: by variant."""
+    """What an engine file holds for one architecture. plans: by batch; cubins: by variant; kept_float: the units that
+    stay FP16 where the rest is in eight bits."""
 
     plans: dict[int, Plan]
     cubins: dict[str, Cubin]
     weights: bytes
+    kept_float: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, out: Path, arch: str) -> EngineParts:
-        bundle = read_bundle(out / ENGINE)
+    def read(cls, out: Path, arch: str, precision: str = "float16") -> EngineParts:
+        bundle = read_bundle(out / ENGINES[precision])
         index = json.loads(bytes(bundle.pop(f"cubins/{arch}/index")))["cubins"]
         codes = {variant: bytes(bundle.pop(f"cubins/{arch}/{variant}")) for variant in index}
         cubins = {variant: Cubin(code=codes[variant], ptx="", **facts) for variant, facts in index.items()}
         named = [name for name in bundle.names() if name.startswith(f"plans/{arch}/")]
         plans = [Plan.from_json(bytes(bundle.pop(name))) for name in named]
-        return cls({plan.batch: plan for plan in plans}, cubins, bytes(bundle.pop("weights.packed")))
+        kept = tuple(bundle.facts.get("quantisation", {}).get("kept_float", ()))
+        return cls({plan.batch: plan for plan in plans}, cubins, bytes(bundle.pop("weights.packed")), kept)
 
 
 def folded_network(checkpoint: str, half: bool) -> FoldedTKFNet:

@@ -9,15 +9,21 @@ from typing import Any
 
 from gpu_state import PARTS
 
-# Targets on an H200, FP16. Latency: microseconds of a batch of 1. Times: against PyTorch's compiler, by batch.
+# Targets on an H200. Latency: microseconds of a batch of 1. Times: against PyTorch's compiler, by batch. All are of
+# FP16 but those of INT8, which are against FP16.
 LATENCIES_US = (60.0, 40.0)
 IMAGES_PER_S = 116_000
+INT8_IMAGES_PER_S = 200_000
+INT8_TIMES = {1: 1.0, 256: 1.5}
 TIMES_COMPILED = {1: 1.5, 2: 1.5, 4: 1.5, 8: 1.5, 256: 1.2}
 COLD_START_MS = 300.0
 CHIP = "H200"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # What `network` times, in the order of the table.
-ENGINES = ("fused", "fused_fixed", "fused_call", "eager", "eager_graph", "compiled", "compiled_graph")
+OURS = ("fused", "fused_fixed", "fused_call", "fused_int8", "fused_float8")
+ENGINES = (*OURS, "eager", "eager_graph", "compiled", "compiled_graph")
+# The parts that measure launches.
+LAUNCHES = {"FP16": "launches", "INT8": "launches-int8", "FP8": "launches-float8"}
 
 Parts = dict[str, dict[str, Any]]
 
@@ -58,11 +64,21 @@ def verdicts(parts: Parts) -> list[dict[str, Any]]:
         add(f"batch 1 in at most {limit:.0f} us", us, "{:,.1f} us", lambda value, limit=limit: value <= limit)
     rate = _result(parts, "network-256", "engines", "fused", "images_per_s")
     add(f"batch 256 at {IMAGES_PER_S:,} images/s", rate, "{:,.0f} images/s", lambda value: value >= IMAGES_PER_S)
-    for batch, least in TIMES_COMPILED.items():
-        ratio = _result(parts, f"network-{batch}", "ratios", "compiled") or {}
+
+    def times(target: str, ratio: dict[str, float] | None, least: float) -> None:
+        ratio = ratio or {}
         text = "{:.2f} x" + (f" ({ratio['lowest']:.2f} to {ratio['highest']:.2f})" if ratio else "")
-        target = f"batch {batch}: {least} x as fast as torch.compile max-autotune"
-        add(target, ratio.get("median"), text, lambda value, least=least: value >= least)
+        add(target, ratio.get("median"), text, lambda value: value >= least)
+
+    for batch, least in TIMES_COMPILED.items():
+        ratio = _result(parts, f"network-{batch}", "ratios", "compiled")
+        times(f"batch {batch}: {least} x as fast as torch.compile max-autotune", ratio, least)
+    rate = _result(parts, "network-256", "engines", "fused_int8", "images_per_s")
+    target = f"INT8, batch 256 at {INT8_IMAGES_PER_S:,} images/s"
+    add(target, rate, "{:,.0f} images/s", lambda value: value >= INT8_IMAGES_PER_S)
+    for batch, least in INT8_TIMES.items():
+        what = "not slower than our FP16" if least == 1 else f"{least} x as fast as our FP16"
+        times(f"INT8, batch {batch}: {what}", _result(parts, f"network-{batch}", "speedups", "fused_int8"), least)
     ms = _result(parts, "cold_start", "context_to_first_ms", "median")
     target = f"first logits {COLD_START_MS:.0f} ms after the context"
     add(target, ms, "{:,.0f} ms", lambda value: value <= COLD_START_MS)
@@ -81,7 +97,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [_machine_line(results["environment"]), ""]
     names = [part.name for part in PARTS if not part.name.startswith("network-")]
     for name in names:
-        lines.append(f"{name:<20} {_status_cell(parts.get(name)):<10} {_said(parts.get(name))}"[:150].rstrip())
+        lines.append(f"{name:<27} {_status_cell(parts.get(name)):<10} {_said(parts.get(name))}"[:150].rstrip())
     lines += ["", *_launch_lines(parts), "", *_network_lines(parts), ""]
     marks = {True: "met", False: "MISSED", None: "?"}
     lines += [f"{marks[v['met']]:<7} {v['target']}: {v['value']}" for v in results["verdicts"]]
@@ -107,22 +123,37 @@ def _said(record: dict[str, Any] | None) -> str:
 
 
 def _launch_lines(parts: Parts) -> list[str]:
-    by_batch = _result(parts, "launches", "batches")
-    if not by_batch:
+    """Of each precision: the sum of the launches, the plan, and the roofline in microseconds, which part of the plan
+    this is, and the largest error beside the one allowed."""
+    found = {kind: _result(parts, name, "batches") or {} for kind, name in LAUNCHES.items()}
+    batches = list(dict.fromkeys(batch for by_batch in found.values() for batch in by_batch))
+    if not batches:
         return ["launches: not measured"]
-    lines = [f"{'launches, batch':>16} {'sum us':>9} {'plan us':>9} {'roofline':>9} {'part':>6} {'error/allowed':>14}"]
-    for batch, found in by_batch.items():
-        part = found["roofline_us"] / found["plan_us"]
-        lines.append(
-            f"{batch:>16} {found['sum_us']:>9.1f} {found['plan_us']:>9.1f} {found['roofline_us']:>9.1f} {part:>6.0%} "
-            f"{found['worst']:>14.2f}{' WRONG: ' + ', '.join(found['wrong']) if found['wrong'] else ''}"
-        )
-    return lines
+    heads = [f"{kind + ' sum':>10} {'plan':>8} {'roofline':>8} {'part':>5} {'error':>6}" for kind in found]
+    lines = [" ".join([f"{'launches, batch':>16}", *heads])]
+    for batch in batches:
+        cells, wrong = [], []
+        for kind, by_batch in found.items():
+            one = by_batch.get(batch)
+            cells.append(_launch_cell(one))
+            wrong += [f"{kind} {line}" for line in one["wrong"]] if one else []
+        lines.append(" ".join([f"{batch:>16}", *cells]))
+        lines += [f"{'WRONG:':>16} {', '.join(wrong)}"[:150]] if wrong else []
+    return [*lines, "us; error: of the allowed one"]
+
+
+def _launch_cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return f"{'-':>10} {'-':>8} {'-':>8} {'-':>5} {'-':>6}"
+    part = found["roofline_us"] / found["plan_us"]
+    times = f"{found['sum_us']:>10.1f} {found['plan_us']:>8.1f} {found['roofline_us']:>8.1f}"
+    return f"{times} {part:>5.0%} {found['worst']:>6.2f}"
 
 
 def _network_lines(parts: Parts) -> list[str]:
-    """Microseconds of a batch by engine, images/s of ours, how many times as long torch.compile's program takes."""
-    columns = (*ENGINES, "images/s", "compiled/ours")
+    """Microseconds of a batch by engine, images/s of ours in FP16, how many times as long torch.compile's program and
+    FP16 beside INT8 take."""
+    columns = (*ENGINES, "images/s", "compiled/ours", "fp16/int8")
     widths = [max(9, len(name)) for name in columns]
     lines = [" ".join([f"{'batch':>5}", *(f"{name:>{width}}" for name, width in zip(columns, widths))])]
     for batch in BATCHES:
@@ -133,7 +164,9 @@ def _network_lines(parts: Parts) -> list[str]:
         cells = [_us(engines.get(name)) for name in ENGINES]
         rate = engines.get("fused", {}).get("images_per_s")
         ratio = _result(parts, f"network-{batch}", "ratios", "compiled", "median")
-        cells += ["-" if rate is None else f"{rate:,.0f}", "-" if ratio is None else f"{ratio:.2f} x"]
+        faster = _result(parts, f"network-{batch}", "speedups", "fused_int8", "median")
+        cells.append("-" if rate is None else f"{rate:,.0f}")
+        cells += ["-" if times is None else f"{times:.2f} x" for times in (ratio, faster)]
         lines.append(" ".join([f"{batch:>5}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths))]))
     return [*lines, "us per batch, median"]
 
@@ -161,32 +194,44 @@ def markdown(results: dict[str, Any]) -> str:
     for name, record in parts.items():
         rows.append([name, record["status"], f"{record['seconds']:.1f}", _clock_cell(record), _said(record).strip()])
     lines += _rows(["part", "", "s", "SM MHz before, after", ""], rows)
-    lines += ["", "## Network: microseconds per batch, median (10 % to 90 %)", ""]
-    rows = []
-    for batch in BATCHES:
-        if engines := _result(parts, f"network-{batch}", "engines"):
-            rows.append([str(batch), *(_spread(engines.get(name)) for name in ENGINES)])
-    lines += _rows(["batch", *ENGINES], rows)
-    lines += ["", "## Network: microseconds that the CPU takes to queue a batch", ""]
-    rows = []
-    for batch in BATCHES:
-        if engines := _result(parts, f"network-{batch}", "engines"):
-            rows.append([str(batch), *(str((engines.get(name) or {}).get("queueing_us", "-")) for name in ENGINES)])
-    lines += _rows(["batch", *ENGINES], rows)
-    lines += ["", "## Network: times as long as fused, paired by round, median (lowest to highest)", ""]
-    rows = []
-    for batch in BATCHES:
-        if ratios := _result(parts, f"network-{batch}", "ratios"):
-            rows.append([str(batch), *(_ratio(ratios.get(name)) for name in ENGINES[1:])])
-    lines += _rows(["batch", *ENGINES[1:]], rows)
-    for batch, found in (_result(parts, "launches", "batches") or {}).items():
-        lines += ["", f"## Launches, batch {batch}", ""]
+    lines += ["", "## Eight bits: as built, and judged on this GPU", "", *_gate_lines(parts)]
+    for title, key, names, cell in (
+        ("microseconds per batch, median (10 % to 90 %)", "engines", ENGINES, _spread),
+        ("microseconds that the CPU takes to queue a batch", "engines", ENGINES, _queueing),
+        ("times as long as fused, paired by round, median (lowest to highest)", "ratios", ENGINES[1:], _ratio),
+    ):
+        lines += ["", f"## Network: {title}", ""]
         rows = []
-        for one in found["launches"]:
-            numbers = [f"{one[k]:.{d}f}" for k, d in (("us", 2), ("roofline_us", 2), ("tflops", 1), ("gbs", 0))]
-            rows.append([one["name"], one["tile"], str(one["blocks"]), *numbers, f"{one['fraction']:.0%}"])
-        lines += _rows(["launch", "tile", "blocks", "us", "roofline us", "TFLOP/s", "GB/s", "of roofline"], rows)
+        for batch in BATCHES:
+            if held := _result(parts, f"network-{batch}", key):
+                rows.append([str(batch), *(cell(held.get(name)) for name in names)])
+        lines += _rows(["batch", *names], rows)
+    for kind, name in LAUNCHES.items():
+        for batch, found in (_result(parts, name, "batches") or {}).items():
+            lines += ["", f"## Launches, {kind}, batch {batch}", ""]
+            rows = []
+            for one in found["launches"]:
+                numbers = [f"{one[k]:.{d}f}" for k, d in (("us", 2), ("roofline_us", 2), ("tflops", 1), ("gbs", 0))]
+                rows.append([one["name"], one["tile"], str(one["blocks"]), *numbers, f"{one['fraction']:.0%}"])
+            lines += _rows(["launch", "tile", "blocks", "us", "roofline us", "TFLOP/s", "GB/s", "of roofline"], rows)
     return "\n".join(lines) + "\n"
+
+
+def _gate_lines(parts: Parts) -> list[str]:
+    """The accuracy gate of each precision in eight bits, and in what its products really run."""
+    rows = []
+    for name in ("build-int8", "build-float8"):
+        gate = _result(parts, name, "verification", "gate")
+        quantised = _result(parts, name, "quantisation") or {}
+        if gate is None:
+            continue
+        kinds = list(quantised.get("layers", {}).values())
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        back = ", ".join(step["unit"] for step in quantised.get("back_to_float", [])) or "none"
+        shares = [f"{gate[key]:.2%}" for key in ("float32_accuracy", "accuracy", "agreement")]
+        rows.append([name, str(gate["images"]), *shares, f"{max(gate['recall_lost']):.2%}", counts or "-", back])
+    head = ["part", "images", "float32", "accuracy", "same label", "most recall lost", "products", "back to FP16"]
+    return _rows(head, rows)
 
 
 def _rows(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -198,6 +243,10 @@ def _rows(head: list[str], rows: list[list[str]]) -> list[str]:
 def _clock_cell(record: dict[str, Any]) -> str:
     seen = [(record["clocks"] or {}).get(when) for when in ("before", "after")]
     return ", ".join("?" if one is None else f"{one['sm_mhz']}" for one in seen)
+
+
+def _queueing(engine: dict[str, Any] | None) -> str:
+    return str((engine or {}).get("queueing_us", "-"))
 
 
 def _ratio(ratio: dict[str, float] | None) -> str:

@@ -20,13 +20,19 @@ RIGHT, WRONG, SKIPPED = 0, 10, 77
 # What the numbers depend on: a change of any of these files makes every part undone.
 SOURCES = ("tkfnet_engine", "kernels", "export", "benchmarks/gpu", "tests/gpu")
 _SUFFIXES = {".py", ".json", ".safetensors"}
-ENGINE, FACES = "engine.tkf", "faces.npz"
+# Files of the output folder: an engine for each precision; rendered faces with float32 logits; what engines in eight
+# bits are calibrated by; and the labelled faces that judge whether they keep their accuracy.
+ENGINES = {"float16": "engine.tkf", "int8": "engine-int8.tkf", "float8": "engine-float8.tkf"}
+ENGINE, FACES, TABLE, LABELLED = ENGINES["float16"], "faces.npz", "calibration.json", "labelled.npz"
+# The part that builds each.
+BUILDS = {"float16": "build", "int8": "build-int8", "float8": "build-float8"}
 
 
 @dataclass(frozen=True)
 class Part:
     """script: beside this file. least_s: it is not begun with less time left. products: files in the output folder
-    without which it is not done. needs: parts that must be done first."""
+    without which it is not done. needs: parts that must be done first. takes: parts that must have been tried first; it
+    is told which of them are done (`--took a,b`), and is done only with the same."""
 
     name: str
     script: str
@@ -34,26 +40,46 @@ class Part:
     least_s: float = 20
     products: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+
+
+_EIGHT_BITS = ("int8", "float8")
+_TAKEN = tuple(BUILDS[precision] for precision in _EIGHT_BITS)
+
+
+def _build(precision: str) -> Part:
+    of = ("--precision", precision)
+    return Part(BUILDS[precision], "part_build.py", of, 150, products=(ENGINES[precision],), needs=("calibrate",))
+
+
+def _launches(precision: str) -> Part:
+    of = ("--precision", precision)
+    return Part(f"launches-{precision}", "part_launches.py", of, 60, needs=("build", BUILDS[precision]))
 
 
 def _network(batch: int) -> Part:
-    return Part(f"network-{batch}", "part_network.py", ("--batch", str(batch)), 60, needs=("build",))
+    return Part(f"network-{batch}", "part_network.py", ("--batch", str(batch)), 60, needs=("build",), takes=_TAKEN)
 
 
-def _sanitizer(tool: str) -> Part:
-    return Part(f"sanitizer-{tool}", "part_sanitizer.py", ("--tool", tool), 60, needs=("build",))
+def _sanitizer(tool: str, precision: str = "float16") -> Part:
+    name = f"sanitizer-{tool}" + ("" if precision == "float16" else f"-{precision}")
+    arguments = ("--tool", tool, "--precision", precision)
+    return Part(name, "part_sanitizer.py", arguments, 60, needs=(BUILDS[precision],))
 
 
 # The most valuable first.
 PARTS = (
     Part("build", "part_build.py", least_s=60, products=(ENGINE, FACES)),
     Part("launches", "part_launches.py", needs=("build",)),
+    Part("calibrate", "part_calibrate.py", least_s=90, products=(TABLE, LABELLED)),
+    *(part(precision) for precision in _EIGHT_BITS for part in (_build, _launches)),
     *map(_network, (1, 256, 8, 32)),
-    Part("tests", "part_tests.py", least_s=60, needs=("build",)),
+    Part("tests", "part_tests.py", least_s=180, needs=("build",), takes=_TAKEN),
     Part("cold_start", "part_cold_start.py", needs=("build",)),
     *map(_sanitizer, ("memcheck", "racecheck", "synccheck")),
     Part("soak", "part_soak.py", needs=("build",)),
     *map(_network, (2, 4, 16, 64, 128)),
+    *(_sanitizer(tool, precision) for precision in _EIGHT_BITS for tool in ("memcheck", "racecheck")),
 )
 
 
@@ -88,8 +114,8 @@ def source_hash(root: Path = ROOT, folders: Iterable[str] = SOURCES) -> str:
 class State:
     """`state.json` of the output folder: one record a part. A record counts for the key that it was made under.
 
-    A record is {"key", "status", "seconds", "at", "clocks", "reason", "result"}; status is "done", "wrong", "skipped",
-    "crashed" or "stopped" (it ran past its limit).
+    A record is {"key", "status", "seconds", "at", "clocks", "reason", "result", "took"}; status is "done", "wrong",
+    "skipped", "crashed" or "stopped" (it ran past its limit).
     """
 
     def __init__(self, out: Path, key: str):
@@ -99,13 +125,27 @@ class State:
 
     def record(self, part: Part) -> dict[str, Any] | None:
         """What is known of the part, for this key."""
-        found = self._records.get(part.name)
+        return self._record(part.name)
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        found = self._records.get(name)
         return found if isinstance(found, dict) and found.get("key") == self._key else None
 
     def done(self, part: Part) -> bool:
-        """Whether the part was right and what it made is still there."""
+        """Whether the part was right, with what there is to take, and what it made is still there."""
         found = self.record(part)
-        return found is not None and found["status"] == "done" and all((self._out / p).exists() for p in part.products)
+        if found is None or found["status"] != "done" or found.get("took", []) != self.took(part):
+            return False
+        return all((self._out / product).exists() for product in part.products)
+
+    def took(self, part: Part) -> list[str]:
+        """Those of the parts that it takes which are done."""
+        found = {name: self._record(name) for name in part.takes}
+        return [name for name, record in found.items() if record and record["status"] == "done"]
+
+    def untried(self, part: Part) -> list[str]:
+        """Those of the parts that it takes which never ran."""
+        return [name for name in part.takes if self._record(name) is None]
 
     def put(self, part: Part, record: dict[str, Any]) -> None:
         self._records[part.name] = {"key": self._key, **record}

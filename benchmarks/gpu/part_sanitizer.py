@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gpu_common import part_parser
-from gpu_state import ENGINE, RIGHT, SKIPPED, WRONG, write_json
+from gpu_common import add_precision, part_parser
+from gpu_state import ENGINES, RIGHT, SKIPPED, WRONG, write_json
 
 # What the script under the tool prints last.
 RAN = "sanitized: all runs done"
@@ -68,6 +68,7 @@ def judged(output: str, code: int) -> tuple[int, dict]:
 def main() -> int:
     p = part_parser(__doc__)
     p.add_argument("--tool", required=True)
+    add_precision(p)
     args = p.parse_args()
     tool = tool_path()
     if tool is None:
@@ -75,11 +76,11 @@ def main() -> int:
         return SKIPPED
     # API errors are the engine's to report; cuda-bindings provokes some of its own, asking the driver what it knows.
     command = [tool, "--tool", args.tool, "--report-api-errors", "no", "--print-limit", "20"]
-    command += [sys.executable, "-c", _SCRIPT, str(args.out / ENGINE)]
+    command += [sys.executable, "-c", _SCRIPT, str(args.out / ENGINES[args.precision])]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     print(done.stdout, flush=True)
     code, result = judged(done.stdout, done.returncode)
-    write_json(args.result, {"tool": args.tool, **result})
+    write_json(args.result, {"tool": args.tool, "precision": args.precision, **result})
     return code
 
 

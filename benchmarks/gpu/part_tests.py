@@ -9,11 +9,16 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from gpu_common import part_parser
-from gpu_state import ENGINE, RIGHT, ROOT, WRONG, write_json
+from gpu_common import add_took, part_parser
+from gpu_state import BUILDS, ENGINES, RIGHT, ROOT, WRONG, write_json
 
-# How the tests find the engine that `build` made, so that they need not build one, and whose network it is.
-ENGINE_VARIABLE, CHECKPOINT_VARIABLE = "TKFNET_GPU_ENGINE", "TKFNET_GPU_CHECKPOINT"
+# How the tests find the engines that were built, so that they need not build one, and whose network they are.
+ENGINE_VARIABLES = {
+    "float16": "TKFNET_GPU_ENGINE",
+    "int8": "TKFNET_GPU_ENGINE_INT8",
+    "float8": "TKFNET_GPU_ENGINE_FLOAT8",
+}
+CHECKPOINT_VARIABLE = "TKFNET_GPU_CHECKPOINT"
 
 
 def counted(path: Path) -> dict[str, Any]:
@@ -32,13 +37,21 @@ def counted(path: Path) -> dict[str, Any]:
     return found
 
 
+def engines_of(out: Path, took: list[str]) -> dict[str, str]:
+    """The variables that name the engines which were built. took: the parts that are done, beside FP16's."""
+    built = [precision for precision, part in BUILDS.items() if part in ("build", *took)]
+    return {ENGINE_VARIABLES[precision]: str(out / ENGINES[precision]) for precision in built}
+
+
 def main() -> int:
-    args = part_parser(__doc__).parse_args()
+    p = part_parser(__doc__)
+    add_took(p)
+    args = p.parse_args()
     report = args.out / "tests.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-p", "no:cacheprovider", "--tb=short"]
     command += ["-v", "--durations=10", f"--junitxml={report}"]
-    environment = os.environ | {ENGINE_VARIABLE: str(args.out / ENGINE), CHECKPOINT_VARIABLE: str(args.checkpoint)}
+    environment = os.environ | engines_of(args.out, args.took) | {CHECKPOINT_VARIABLE: str(args.checkpoint)}
     environment["TRITON_INTERPRET"] = "0"  # which the tests without a GPU would turn on
     done = subprocess.run(command, cwd=ROOT, env=environment)
     if not report.exists():

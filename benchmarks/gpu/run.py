@@ -122,13 +122,16 @@ def run_parts(
             say(f"{where}: done before")
             continue
         left = deadline - time.monotonic()
-        if missing := [need.name for need in every if need.name in part.needs and not state.done(need)]:
+        missing = [need.name for need in every if need.name in part.needs and not state.done(need)]
+        if missing := missing + state.untried(part):
             say(f"{where}: not begun, needs {', '.join(missing)}")
         elif left < part.least_s:
             say(f"{where}: not begun, {max(left, 0):.0f} s left of the {part.least_s:.0f} s it wants")
         else:
             say(f"{where}: running, at most {min(left, part_timeout):.0f} s")
-            record = run_part(part, out, min(left, part_timeout), more)
+            took = state.took(part)
+            told = ["--took", ",".join(took)] if part.takes else []
+            record = run_part(part, out, min(left, part_timeout), [*more, *told]) | {"took": took}
             state.put(part, record)
             said = record["reason"] or (record["result"] or {}).get("summary", "")
             say(f"{where}: {record['status']} after {record['seconds']} s: {said}")
@@ -157,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         records = read_json(out / "state.json") or {}
         for part in parts:
-            print(f"{part.name:<22} {records.get(part.name, {}).get('status', 'not begun')}")
+            print(f"{part.name:<27} {records.get(part.name, {}).get('status', 'not begun')}")
         return 0
     environment = probe()
     if reason := environment.get("no_gpu"):

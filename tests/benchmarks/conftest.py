@@ -23,7 +23,7 @@ write(os.path.join(out, "begun"), flags["--name"] + "\\n", "a")
 for step in flags["--do"].split(","):
     name, _, value = step.partition("=")
     if name == "result":
-        write(result, json.dumps({"summary": value, "seconds": float(flags["--seconds"])}))
+        write(result, json.dumps({"summary": value, "seconds": float(flags["--seconds"]), "took": flags.get("--took")}))
     elif name == "reason":
         write(result, json.dumps({"reason": value}))
     elif name == "make":

@@ -22,7 +22,24 @@ def test_every_part_has_its_script(scripts_importable):
     names = [part.name for part in PARTS]
     assert len(set(names)) == len(names)
     assert all((SCRIPTS / part.script).is_file() for part in PARTS)
-    assert all(set(part.needs) <= set(names[:i]) for i, part in enumerate(PARTS)), "a part needs one before it"
+    before = [(part, set(names[:i])) for i, part in enumerate(PARTS)]
+    assert all({*part.needs, *part.takes} <= earlier for part, earlier in before), "a part needs one before it"
+
+
+def test_engines_in_eight_bits_have_parts_of_their_own(scripts_importable):
+    from gpu_state import BUILDS, ENGINES, PARTS
+
+    parts = {part.name: part for part in PARTS}
+    assert ENGINES["float16"] in parts["build"].products
+    for precision in ("int8", "float8"):
+        build = parts[BUILDS[precision]]
+        assert build.products == (ENGINES[precision],) and build.needs == ("calibrate",)
+        users = [parts[f"{kind}-{precision}"] for kind in ("launches", "sanitizer-memcheck", "sanitizer-racecheck")]
+        assert all(part.arguments[-2:] == ("--precision", precision) for part in (build, *users))
+        assert all(build.name in part.needs for part in users)
+    # FP16 is timed and tested also where the others could not be built.
+    for name in ("tests", "network-1", "network-256"):
+        assert parts[name].needs == ("build",) and parts[name].takes == ("build-int8", "build-float8")
 
 
 # --- compute-sanitizer -----------------------------------------------------------------------------------
@@ -142,7 +159,7 @@ def race(monkeypatch, scripts_importable):
     import numpy as np
     import part_network
 
-    monkeypatch.setattr(part_network, "sqnr_db", lambda call, faces, batch: call(None))
+    monkeypatch.setattr(part_network, "sqnr_db", lambda call, faces, batch, required: call(None))
     monkeypatch.setattr(part_network, "interleaved", lambda calls, inputs, r, s: {n: [[5.0, 5.0]] * r for n in calls})
     monkeypatch.setattr(part_network, "queueing_us", lambda call, inputs: 3.0)
     faces = part_network.Faces(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 7)))

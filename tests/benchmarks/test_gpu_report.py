@@ -17,9 +17,13 @@ def engine(us: float, batch: int) -> dict:
 
 def network(batch: int, us: float, times: float) -> dict:
     engines = {"fused": engine(us, batch), "eager": engine(9 * us, batch), "compiled": engine(times * us, batch)}
+    engines["fused_int8"] = engine(us / 1.75, batch)
+    engines["fused_float8"] = {"median_us": None, "reason": "left out: build-float8 is not done"}
     engines["compiled_graph"] = {"median_us": None, "reason": "left out: no time was left"}
     ratios = {"compiled": {"median": times, "lowest": times - 0.1, "highest": times + 0.1}}
-    return {"summary": f"{us} us", "engines": engines, "ratios": ratios}
+    ratios["fused_int8"] = {"median": 0.571, "lowest": 0.56, "highest": 0.58}
+    speedups = {"fused_int8": {"median": 1.75, "lowest": 1.72, "highest": 1.79}}
+    return {"summary": f"{us} us", "engines": engines, "ratios": ratios, "speedups": speedups}
 
 
 def launch(number: int) -> dict:
@@ -30,6 +34,16 @@ def launch(number: int) -> dict:
 def launches() -> dict:
     one = {"launches": [launch(i) for i in range(22)], "sum_us": 44.0, "plan_us": 40.0, "roofline_us": 22.0}
     return {"summary": "all right", "batches": {str(b): one | {"worst": 0.7, "wrong": []} for b in (1, 3, 8, 32, 256)}}
+
+
+GATE = {"images": 2100, "float32_accuracy": 0.912, "accuracy": 0.905, "agreement": 0.9876, "recall_lost": [0.0, 0.0133]}
+
+
+def build_int8() -> dict:
+    layers = {"stem": "int8", "layer1.0.conv1": "int8", "tafe.merge": "float16"}
+    steps = [{"unit": "tafe.merge", "sqnr_db": 21.0, "slower": 0.02}]
+    quantised = {"layers": layers, "back_to_float": steps, "not_as_asked": {}}
+    return {"summary": "190 kernels", "verification": {"gate": GATE}, "quantisation": quantised}
 
 
 def record(result: dict, status: str = "done", reason: str | None = None) -> dict:
@@ -47,6 +61,7 @@ def results(scripts_importable):
     parts |= {f"network-{b}": record(network(b, {1: 38.0, 256: 2100.0}.get(b, 50.0 + b), 1.8)) for b in BATCHES}
     clean = {"found": 0, "summary": "clean"}
     parts |= {f"sanitizer-{tool}": record(dict(clean)) for tool in ("memcheck", "racecheck", "synccheck")}
+    parts |= {"build-int8": record(build_int8()), "launches-int8": record(launches())}
     parts |= {"tests": record({"summary": "50 passed"}), "soak": record({"summary": "1000 runs"})}
     return {
         "date": "2026-11-22T10:00:00Z",
@@ -64,7 +79,7 @@ def met(parts: dict) -> dict:
 
 def test_every_target_is_judged(results):
     found = met(results["parts"])
-    assert len(found) == 11 and set(found.values()) == {True}
+    assert len(found) == 14 and set(found.values()) == {True}
     assert set(met({}).values()) == {None}
 
 
@@ -76,6 +91,15 @@ def test_every_target_is_judged(results):
         ("network-256", ("engines", "fused", "images_per_s"), 116_000, 115_999, "batch 256 at 116,000 images/s"),
         ("network-4", ("ratios", "compiled", "median"), 1.5, 1.49, "batch 4: 1.5 x as fast"),
         ("network-256", ("ratios", "compiled", "median"), 1.2, 1.19, "batch 256: 1.2 x as fast"),
+        (
+            "network-256",
+            ("engines", "fused_int8", "images_per_s"),
+            200_000,
+            199_999,
+            "INT8, batch 256 at 200,000 images",
+        ),
+        ("network-256", ("speedups", "fused_int8", "median"), 1.5, 1.499, "INT8, batch 256: 1.5 x as fast as our FP16"),
+        ("network-1", ("speedups", "fused_int8", "median"), 1.0, 0.999, "INT8, batch 1: not slower than our FP16"),
         ("cold_start", ("context_to_first_ms", "median"), 300.0, 300.1, "first logits 300 ms"),
         ("sanitizer-racecheck", ("found",), 0, 1, "compute-sanitizer racecheck"),
     ],
@@ -109,7 +133,8 @@ def test_the_table_is_short_and_says_it_all(results):
     for wanted in ("NVIDIA H200", "580.159.04", "120 kernels", "38.0", "121,905", "1.80 x", "50 passed", "0.70", "55%"):
         assert wanted in text, wanted
     assert max(map(len, text.splitlines())) <= 150
-    assert "MISSED" not in text and text.count("met ") == 11 and "left out" in text
+    assert "MISSED" not in text and text.count("met ") == 14 and "left out" in text
+    assert "1.75 x (1.72 to 1.79)" in text and "213,333 images/s" in text
 
 
 def test_the_table_shows_what_failed_and_what_is_missing(results):
@@ -118,13 +143,17 @@ def test_the_table_shows_what_failed_and_what_is_missing(results):
     parts = results["parts"]
     parts["tests"] = record({"summary": "x"}, "wrong", "2 failed; test_launches.test_it")
     parts["launches"]["result"]["batches"]["8"] |= {"wrong": ["layer1.y_ptr: error 3"]}
+    parts["launches-int8"]["result"]["batches"]["32"] |= {"wrong": ["tafe.h_ptr: error 2"]}
+    del parts["launches-int8"]["result"]["batches"]["3"]
     parts["network-1"]["result"]["engines"]["fused"]["median_us"] = 41.0
     parts["network-64"] = record(None, "stopped", "ran past its 90 s")
     del parts["soak"], parts["network-256"]
     results["verdicts"] = verdicts(parts)
     text = table(results)
     assert re.search(r"^tests +wrong +12\.3 s  2 failed; test_launches\.test_it$", text, re.MULTILINE)
-    assert "WRONG: layer1.y_ptr: error 3" in text
+    assert re.search(r"^ +WRONG: FP16 layer1\.y_ptr: error 3$", text, re.MULTILINE)
+    assert re.search(r"^ +WRONG: INT8 tafe\.h_ptr: error 2$", text, re.MULTILINE)
+    assert re.search(r"^ +3 +44\.0 +40\.0 +22\.0 +55% +0\.70 +- +- +- +- +- +- +- +- +- +-$", text, re.MULTILINE)
     assert "MISSED  batch 1 in at most 40 us: 41.0 us" in text
     assert "?       batch 256 at 116,000 images/s: not measured" in text
     assert "stopped" in text
@@ -145,7 +174,10 @@ def test_markdown_has_every_launch_and_whole_rows(results):
 
     results["parts"]["build"]["reason"] = "a | b\nc"
     text = markdown(results)
-    assert text.count("| layer7 |") == 5 and "| 256 | 2100.0 (2099.0 to 2101.0)" in text
+    assert text.count("| layer7 |") == 10 and "| 256 | 2100.0 (2099.0 to 2101.0)" in text
+    assert "## Launches, FP16, batch 8" in text and "## Launches, INT8, batch 8" in text
+    assert "| build-int8 | 2100 | 91.20% | 90.50% | 98.76% | 1.33% | 2 int8, 1 float16 | tafe.merge |" in text
+    assert "0.57 (0.56 to 0.58)" in text and "left out: build-float8 is not done" in text
     assert "| 8 | 58.0 (57.0 to 59.0) |" in text and "1.80 (1.70 to 1.90)" in text
     assert "a \\| b c" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]

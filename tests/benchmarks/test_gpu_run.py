@@ -102,6 +102,29 @@ def test_a_part_waits_for_what_it_needs(go, fake, begun, out):
     assert begun() == ["maker", "maker", "user"]
 
 
+def test_a_part_takes_what_is_done_and_is_done_again_when_there_is_more(go, fake, begun):
+    user = fake("user", takes=("a", "b"))
+    first = go([fake("a"), fake("b", "reason=x,exit=10"), user])
+    assert first["user"]["status"] == "done" and first["user"]["took"] == ["a"]
+    assert first["user"]["result"]["took"] == "a", "the part is told"
+    go([fake("a"), fake("b", "reason=x,exit=10"), user])
+    assert begun() == ["a", "b", "user", "b"], "without anything new it is done"
+    records = go([fake("a"), fake("b"), user])
+    assert records["user"]["result"]["took"] == "a,b"
+    go([fake("a"), fake("b"), user])
+    assert begun() == ["a", "b", "user", "b", "b", "user"]
+
+
+@pytest.mark.parametrize("do", ["reason=no such thing,exit=77", "raise=x", "result=half,sleep=600"])
+def test_a_part_waits_until_what_it_takes_was_tried(do, go, fake, begun):
+    user = fake("user", takes=("maker",))
+    assert status_of(go([fake("maker", least_s=100), user]))["user"] is None
+    assert begun() == []
+    records = go([fake("maker", do), user], part_timeout=1.5)
+    assert records["user"]["status"] == "done" and records["user"]["took"] == []
+    assert records["user"]["result"]["took"] == ""
+
+
 @pytest.mark.parametrize("content", [b"", b'{"part": ', b"[1]", b'{"part": 3}', b"\xff"])
 def test_a_damaged_state_is_begun_anew(content, go, fake, out):
     (out / "state.json").write_bytes(content)

@@ -31,6 +31,7 @@ FACTS = {
     "format", "format_version", "model", "labels", "preprocessing", "precision", "backend", "device", "max_batch",
     "versions", "hardware", "checkpoint", "verification",
 }  # fmt: skip
+REQUEST = "tkfnet_engine.export.request"
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
 
 
@@ -146,7 +147,9 @@ def test_the_reports_numbers_are_true(engine_path, checkpoint_path, remembered_d
 
 
 def _expected(reference):
-    return builder.VerificationSet(np.zeros((len(reference), 4, 4, 3), np.uint8), "data", "fingerprint", reference)
+    return builder.VerificationSet(
+        np.zeros((len(reference), 4, 4, 3), np.uint8), "data", "fingerprint", reference.argmax(1), reference
+    )
 
 
 def _logits(count):
@@ -182,7 +185,7 @@ def test_one_answer_that_is_not_finite_fails_verification(bad):
 
 def test_too_few_images_to_verify_on(small_checkpoint_path):
     checkpoint = load_checkpoint(small_checkpoint_path)
-    with pytest.raises(UsageError, match="got 7 test images, expected at least 256; name a larger set"):
+    with pytest.raises(UsageError, match="got 7 test images, expected at least 256 for float32; name"):
         verification_set(checkpoint.model, checkpoint.preprocessing, "synthetic:n=35")
 
 
@@ -247,12 +250,12 @@ def test_auto_tries_what_is_installed_and_runs_without_torch(monkeypatch):
     assert candidates("cuda", "float16") == ["eager", "compiled", "fused"]
     assert candidates("cuda", "float16", archs=()) == ["eager", "compiled"]
     assert candidates("cuda", "float16", ahead=True) == ["fused"] and candidates("cuda", "float32", ahead=True) == []
-    monkeypatch.setattr(builder, "why_unavailable", lambda name: "gone" if name == "openvino" else None)
+    monkeypatch.setattr(f"{REQUEST}.why_unavailable", lambda name: "gone" if name == "openvino" else None)
     assert candidates("cpu", "float32") == ["onnxruntime"]
 
 
 def test_auto_without_any_candidate(quick_build, small_checkpoint_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "why_unavailable", lambda name: "gone")
+    monkeypatch.setattr(f"{REQUEST}.why_unavailable", lambda name: "gone")
     with pytest.raises(BackendError, match="builds float32 for cpu: onnxruntime: gone; openvino: gone"):
         quick_build(small_checkpoint_path, tmp_path / "e.tkf", backend="auto")
 
@@ -285,9 +288,9 @@ def test_timing_ends_at_its_limit(tmp_path, engine_path, monkeypatch):
     [
         (("float32", "openvino", "cuda", 32), UsageError, "--backend openvino --device cuda: .*runs on cpu only"),
         (
-            ("int8", "onnxruntime", "cpu", 32),
+            ("int8", "eager", "cpu", 32),
             UsageError,
-            "--backend onnxruntime: got precision int8, expected float32 or float16",
+            "--backend eager: got precision int8, expected float32 or float16",
         ),
         (("float32", "tensorflow", "cpu", 32), UsageError, "backend: got 'tensorflow'"),
     ],
@@ -298,7 +301,7 @@ def test_a_request_that_makes_no_sense(request_, error, message, small_checkpoin
 
 
 def test_a_backend_that_is_not_installed(small_checkpoint_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "why_unavailable", lambda name: "it needs openvino; pip install openvino")
+    monkeypatch.setattr(f"{REQUEST}.why_unavailable", lambda name: "it needs openvino; pip install openvino")
     request = builder.Request("float32", "openvino", "cpu", 32)
     with pytest.raises(BackendError, match="backend openvino: it needs openvino; pip install openvino"):
         builder.build_engine(load_checkpoint(small_checkpoint_path), request, tmp_path / "e.tkf")
@@ -491,7 +494,9 @@ def test_the_command_refuses_before_it_works(small_checkpoint_path, tmp_path, mo
         (["--out", str(tmp_path / "no" / "e.tkf")], "--out: the folder .*no is not there; make it first"),
         (["--max-batch", "0"], "--max-batch: got 0, expected 1 to 4096"),
         (["--max-batch", "5000"], "--max-batch: got 5000, expected 1 to 4096"),
-        (["--int8"], "--int8: not yet built by this version; use --fp16 or --fp32"),
+        (["--strict-int8", "--fp16"], "--strict-int8: got it with float16; leave one of them out"),
+        (["--calibration", "t.json"], "--calibration: float32 needs none; give --int8 or --fp8 as well"),
+        (["--fp8", "--device", "cpu"], "--fp8: got --device cpu, expected an NVIDIA GPU"),
     ):
         with pytest.raises(UsageError, match=message):
             build_command.main(["--checkpoint", str(small_checkpoint_path), *argv])

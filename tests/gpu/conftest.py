@@ -1,4 +1,4 @@
-"""The shipped reference on the GPU: rendered faces with the float32 answers, an engine file, an opened engine."""
+"""The shipped reference on the GPU: rendered faces with the float32 answers, engine files, an opened engine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ import pytest
 
 from .on_gpu import this_arch
 
-# The engine that `make gpu` has built; without it the tests build a smaller one.
-ENGINE_VARIABLE = "TKFNET_GPU_ENGINE"
+# The engines that `make gpu` has built; without one the tests build a smaller one.
+ENGINE_VARIABLES = {
+    "float16": "TKFNET_GPU_ENGINE",
+    "int8": "TKFNET_GPU_ENGINE_INT8",
+    "float8": "TKFNET_GPU_ENGINE_FLOAT8",
+}
 FACES, MAX_BATCH = 64, 64
+# The emulator's: on a CPU about the fastest.
+EMULATED_BATCH = 32
 
 
 @pytest.fixture(autouse=True)
@@ -52,30 +58,70 @@ def faces(checkpoint):
     return SimpleNamespace(pixels=pixels, logits=logits)
 
 
-@pytest.fixture(scope="session")
-def engine_path(checkpoint, faces, tmp_path_factory) -> Path:
-    if path := os.environ.get(ENGINE_VARIABLE):
-        return Path(path)
+def built(checkpoint, faces, precision: str, path: Path) -> Path:
+    """An engine for batches up to `MAX_BATCH`; in eight bits by a calibration on rendered faces, nothing kept float
+    that need not be."""
     from tkfnet_engine.bundle import write_bundle
     from tkfnet_engine.export.fused_from_folded import fused_tensors
+    from tkfnet_engine.export.ranges_from_data import cached_table
     from tkfnet_engine.export.verify import VerificationSet
+    from tkfnet_engine.kernels.placement import STEM
+    from tkfnet_engine.model.equalise import equalise
     from tkfnet_engine.model.fold import fold
 
-    golden = VerificationSet(faces.pixels, "faces", "", faces.logits)
-    folded = fold(checkpoint.model, checkpoint.preprocessing)
-    tensors = fused_tensors(folded, "float16", MAX_BATCH, (this_arch(),), golden)
+    golden = VerificationSet(faces.pixels, "faces", "", faces.logits.argmax(1), faces.logits)
+    folded, scales = fold(checkpoint.model, checkpoint.preprocessing), None
+    kept = [STEM] if precision == "float8" else []
+    if precision != "float16":
+        table = cached_table(checkpoint)
+        folded, scales = equalise(folded, table.shifts), table.scales(precision)
+    tensors, _ = fused_tensors(folded, precision, MAX_BATCH, (this_arch(),), golden, scales, kept)
     facts = {
         "model": checkpoint.model.config.to_dict(),
         "labels": list(checkpoint.labels),
         "preprocessing": checkpoint.preprocessing.to_dict(),
-        "precision": "float16",
+        "precision": precision,
         "backend": "fused",
         "device": "cuda",
         "max_batch": MAX_BATCH,
     }
-    path = tmp_path_factory.mktemp("engine") / "engine.tkf"
+    if precision != "float16":
+        facts["quantisation"] = {"weight_bits": 8, "kept_float": kept}
     write_bundle(path, tensors, facts)
     return path
+
+
+@pytest.fixture(scope="session")
+def engine_path(checkpoint, faces, tmp_path_factory) -> Path:
+    if path := os.environ.get(ENGINE_VARIABLES["float16"]):
+        return Path(path)
+    return built(checkpoint, faces, "float16", tmp_path_factory.mktemp("engine") / "engine.tkf")
+
+
+@pytest.fixture(scope="session", params=["int8", "float8"])
+def eight_bits(request, checkpoint, faces, tmp_path_factory):
+    """An engine in eight bits. path: its file; weights: packed; kept_float: units that stay FP16; logits: what the
+    emulator answers to `faces`, on the CPU."""
+    from tkfnet_engine.bundle import read_bundle
+    from tkfnet_engine.kernels.chips import has_float8
+    from tkfnet_engine.kernels.emulator import Emulator
+    from tkfnet_engine.kernels.network import network_of
+    from tkfnet_engine.kernels.planner import plan_from_network
+    from tkfnet_engine.model.fold import fold
+
+    precision, arch = request.param, this_arch()
+    if precision == "float8" and not has_float8(arch):
+        pytest.skip(f"{arch} has no FP8")
+    path = os.environ.get(ENGINE_VARIABLES[precision])
+    path = Path(path) if path else built(checkpoint, faces, precision, tmp_path_factory.mktemp(precision) / "e.tkf")
+    bundle = read_bundle(path)
+    weights, kept = bytes(bundle.pop("weights.packed")), tuple(bundle.facts["quantisation"]["kept_float"])
+    network = network_of(fold(checkpoint.model, checkpoint.preprocessing))
+    plan = plan_from_network(network, EMULATED_BATCH, precision, arch, kept_float=kept)
+    logits = Emulator(plan, weights).run(faces.pixels)
+    return SimpleNamespace(
+        precision=precision, path=path, weights=weights, kept_float=kept, network=network, logits=logits
+    )
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-# A NaN in FP16 and in float32.
+# A NaN in FP16, FP8 and float32; -1 in int8.
 POISON = 0xFF
 # What a split product leaves beside its outputs.
 OF_SPLIT_K = {"partial_ptr", "counter_ptr"}
@@ -44,14 +45,13 @@ def this_arch() -> str:
 
 
 class Bench:
-    """Plans of one folded network (float32, on the CPU), compiled, with memory on the GPU."""
+    """Plans of one network, compiled, with memory on the GPU. weights: packed, as the plans need them. cubins: by
+    variant, where they are compiled already."""
 
-    def __init__(self, folded: Any, plans: list[Any]):
+    def __init__(self, weights: bytes, plans: list[Any], cubins: Mapping[str, Any] | None = None):
         from tkfnet_engine.export.cubins_from_plan import compile_launches
         from tkfnet_engine.export.plan_on_gpu import PlanOnGpu, threads_of
-        from tkfnet_engine.kernels.network import network_of
         from tkfnet_engine.kernels.plan import SPACES
-        from tkfnet_engine.kernels.weights import packed_weights
 
         class Fewer(PlanOnGpu):
             """Runs with `images` of them, where that is not None: the other slots of the batch are spare."""
@@ -63,8 +63,11 @@ class Bench:
 
         launches = [launch for plan in plans for launch in plan.launches]
         nbytes = {space: max(plan.nbytes(space) for plan in plans) for space in SPACES}
-        self.memory = Fewer(nbytes, packed_weights(folded, network_of(folded)))
-        self.memory.load(compile_launches(launches, this_arch()), threads_of(launches))
+        self.memory = Fewer(nbytes, weights)
+        threads = threads_of(launches)
+        if cubins is None:
+            cubins = compile_launches(launches, this_arch())
+        self.memory.load({variant: cubins[variant] for variant in threads}, threads)
 
     def place(self, plan: Any, pixels: Any) -> None:
         """uint8 [n, S, S, 3], n at most the plan's batch, into its memory; all that a plan writes becomes NaN."""
@@ -120,3 +123,13 @@ class Bench:
         from tkfnet_engine.kernels.plan import Buffer
 
         return self.memory.read(Buffer(space, 0, "u8", plan.nbytes(space)))
+
+
+def without_pdl(plan: Any) -> Any:
+    """The same launches, none of which begins before the one before it has ended."""
+
+    def plain(launch: Any) -> Any:
+        constexprs = tuple((name, False if name == "PDL" else value) for name, value in launch.constexprs)
+        return dataclasses.replace(launch, constexprs=constexprs)
+
+    return dataclasses.replace(plan, launches=tuple(map(plain, plan.launches)))

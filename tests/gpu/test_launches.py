@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from .on_gpu import Bench, needs_gpu, this_arch
+from .on_gpu import Bench, needs_gpu, this_arch, without_pdl
 
 pytestmark = pytest.mark.gpu
 needs_gpu()
@@ -18,41 +16,27 @@ from tkfnet_engine.compare import compare  # noqa: E402
 from tkfnet_engine.kernels.chips import ARCHS  # noqa: E402
 from tkfnet_engine.kernels.network import network_of  # noqa: E402
 from tkfnet_engine.model.fold import fold  # noqa: E402
-from tkfnet_engine.model.net import TKFNet, normalise  # noqa: E402
-from tkfnet_engine.spec import Preprocessing, TKFNetConfig  # noqa: E402
+from tkfnet_engine.spec import Preprocessing  # noqa: E402
+
+from .networks import NETWORKS, random_model  # noqa: E402
 
 # Images, and the batch of the plan they run in.
 BATCHES = ((1, 1), (2, 2), (3, 3), (7, 8), (33, 33))
 WITHOUT_PDL = (1, 8, 33)
 REPEATS = 50
-
-NETWORKS = {
-    "resnet18, width 0.125": TKFNetConfig(width=0.125),
-    "resnet18, width 0.25": TKFNetConfig(width=0.25),
-    "resnet34": TKFNetConfig(backbone="resnet34", width=0.125),
-    "resnet50": TKFNetConfig(backbone="resnet50", width=0.125),
-    "nearest": TKFNetConfig(width=0.125, pool="nearest"),
-    "no TAFE": TKFNetConfig(width=0.125, tafe=False),
-    "no DCIF": TKFNetConfig(width=0.125, dcif=False),
-    "neither": TKFNetConfig(width=0.125, tafe=False, dcif=False),
-}
 SIZES = (64, 97)
+
+
+def bench_of(folded, plans) -> Bench:
+    from tkfnet_engine.kernels.weights import packed_weights
+
+    return Bench(packed_weights(folded, network_of(folded)), plans)
 
 
 def plan_of(network, batch: int):
     from tkfnet_engine.kernels.planner import plan_from_network  # brings Triton
 
     return plan_from_network(network, batch, "float16", this_arch())
-
-
-def without_pdl(plan):
-    """The same launches, none of which begins before the one before it has ended."""
-
-    def plain(launch):
-        constexprs = tuple((name, False if name == "PDL" else value) for name, value in launch.constexprs)
-        return dataclasses.replace(launch, constexprs=constexprs)
-
-    return dataclasses.replace(plan, launches=tuple(map(plain, plan.launches)))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +47,7 @@ def reference(checkpoint):
     plans = {(batch, True): plan_of(network, batch) for _, batch in BATCHES}
     if ARCHS[this_arch()].pdl:
         plans |= {(batch, False): without_pdl(plans[batch, True]) for batch in WITHOUT_PDL}
-    return Bench(folded, list(plans.values())), plans
+    return bench_of(folded, list(plans.values())), plans
 
 
 @pytest.mark.parametrize(("images", "batch"), BATCHES)
@@ -100,27 +84,6 @@ def test_dependent_launch_changes_no_bit(batch, reference, faces):
         assert torch.equal(bench.run(plans[batch, True], pixels), in_order), f"repeat {repeat}"
 
 
-def random_model(config: TKFNetConfig, preprocessing: Preprocessing) -> TKFNet:
-    """Random weights, batch norms that know noise, logits that spread."""
-    draw = np.random.default_rng(7)
-    coarse = draw.integers(0, 256, (24, 4, 4, 3)).repeat(-(-preprocessing.size // 4), 1)
-    coarse = coarse.repeat(-(-preprocessing.size // 4), 2)[:, : preprocessing.size, : preprocessing.size]
-    pixels = (coarse + draw.integers(-40, 41, coarse.shape)).clip(0, 255).astype(np.uint8)
-    inputs = normalise(torch.from_numpy(pixels), preprocessing)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(3)
-        model = TKFNet(config).train()
-        for module in model.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.momentum = None  # the plain mean of what it sees
-        for _ in range(3):
-            model(inputs)
-        last = model.eval().head[6]
-        last.weight /= model(inputs).std(0).mean()
-        last.bias -= model(inputs).mean(0)
-    return model
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_other_networks_are_right(name, size):
@@ -128,7 +91,7 @@ def test_other_networks_are_right(name, size):
     model = random_model(NETWORKS[name], preprocessing)
     folded = fold(model, preprocessing)
     plan = plan_of(network_of(folded), 2)
-    bench = Bench(folded, [plan])
+    bench = bench_of(folded, [plan])
     pixels = np.random.default_rng(size).integers(0, 256, (2, size, size, 3), np.uint8)
     by_launch = bench.run_checked(plan, pixels)
     assert torch.equal(bench.run(plan, pixels), by_launch), "as one graph the plan gives other bits"

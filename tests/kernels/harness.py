@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -14,9 +15,12 @@ from triton.runtime import interpreter as triton_interpreter
 
 from tkfnet_engine.kernels.builder import PlanBuilder
 from tkfnet_engine.kernels.interpret import Interpreter
+from tkfnet_engine.kernels.memory import TORCH_DTYPES
 from tkfnet_engine.kernels.network import Block, Conv, Network
-from tkfnet_engine.kernels.plan import ALIGNMENT, Buffer, Launch, Plan
+from tkfnet_engine.kernels.placement import placement_of
+from tkfnet_engine.kernels.plan import ALIGNMENT, IMAGES, Buffer, Launch, Plan
 from tkfnet_engine.kernels.planner import plan_from_network, weight_buffers, weight_layout
+from tkfnet_engine.kernels.reference import differences
 from tkfnet_engine.kernels.tiles import Tile
 
 # What each kernel may write.
@@ -30,8 +34,9 @@ WRITTEN = {
     "classify_kernel": {"logits_ptr"},
 }
 OF_SPLIT_K = {"partial_ptr", "counter_ptr"}
-# NaN in FP16 and in float32.
-POISON = 0xFF
+# NaN in FP16, FP8 and float32. An int8 of -1 passes for a value, and so does NaN once it is quantised: what those tests
+# do not want to see is looked for by poisoning with something else as well.
+POISON, OTHER_POISON = 0xFF, 0x55
 
 
 class Bench:
@@ -46,21 +51,26 @@ class Bench:
         self.interpreter = Interpreter(self.plan, blob)
 
     def run(
-        self, pixels: np.ndarray | None = None, clean: bool = True, images: int | None = None, **inputs: Tensor
+        self,
+        pixels: np.ndarray | None = None,
+        clean: bool = True,
+        images: int | None = None,
+        poison: int = POISON,
+        **inputs: Tensor,
     ) -> dict[str, Tensor]:
         """Runs all launches; what each argument held right after its launch, flat, as "launch.argument".
 
         inputs: arguments of the first launch. clean: poison everything else first; without it, leftovers of the run
         before remain. images: how many the caller has, where no pixels say so. Fails where a launch writes outside its
-        outputs or leaves a counter that is not zero.
+        outputs or leaves a counter that is not zero, and where one that is quantised is wrong (`differences`).
         """
         for space in ("pixels", "arena", "logits") if clean else ():
-            self._bytes(space).fill_(POISON)
+            self._bytes(space).fill_(poison)
         arguments = dict(self.plan.launches[0].args)
         for name, value in inputs.items():
             view = self.interpreter.view(arguments[name])
-            held_as = value.to(view.dtype).to(value.dtype)
-            assert torch.equal(held_as.nan_to_num(), value.nan_to_num()), f"{name} is not what its buffer can hold"
+            held_as = value.to(view.dtype).to(torch.float64)
+            assert torch.equal(held_as.nan_to_num(), value.double().nan_to_num()), f"{name}: its buffer cannot hold it"
             view.copy_(value.reshape(-1))
         if pixels is None:
             pixels = np.zeros((images or self.plan.batch, self.plan.size, self.plan.size, 3), np.uint8)
@@ -71,6 +81,10 @@ class Bench:
             before.update({space: self._bytes(space).clone() for space in ("weights", "arena", "counters", "logits")})
 
         def check(launch: Launch) -> None:
+            if launch.quantised:
+                args = tuple((n, len(pixels) if n == IMAGES else v) for n, v in launch.args)
+                found = differences(replace(launch, args=args), self.interpreter.view)
+                assert all(d.right for d in found), f"{launch.name}: {found}"
             for space, bytes_before in before.items():
                 changed = self._bytes(space) != bytes_before
                 for name, buffer in launch.args:
@@ -149,6 +163,18 @@ class Draw:
         """Whole numbers from -largest to largest: their sums of products are exact in float32, in any order."""
         return torch.randint(-largest, largest + 1, shape, generator=self._generator).double()
 
+    def quantised(self, dtype: str, *shape: int, positive: bool = False) -> Tensor:
+        """What a map or a weight of `dtype` may hold, over its whole range."""
+        if dtype == "i8":
+            return torch.randint(0 if positive else -127, 128, shape, generator=self._generator).double()
+        value = torch.randn(shape, generator=self._generator) * (100.0 if dtype == "f8" else 1.0)
+        value = (value.abs() if positive else value).clamp(-448, 448)
+        return value.to(TORCH_DTYPES[dtype]).double()
+
+    def positive(self, *shape: int, scale: float) -> Tensor:
+        """From half of `scale` to all of it, in float32."""
+        return (scale * (0.5 + 0.5 * torch.rand(shape, generator=self._generator))).float().double()
+
     def pixels(self, count: int, size: int) -> np.ndarray:
         return torch.randint(0, 256, (count, size, size, 3), generator=self._generator, dtype=torch.uint8).numpy()
 
@@ -177,9 +203,9 @@ def random_weights(network: Network, draw: Draw) -> dict[str, Tensor]:
     }
 
 
-def builder_of(network: Network, weights: dict[str, Tensor]) -> tuple[PlanBuilder, bytes]:
-    """A builder that knows the weights of `network`, and their blob."""
-    buffers, size = weight_buffers(network)
+def builder_of(network: Network, weights: dict[str, Tensor], *precision: Any) -> tuple[PlanBuilder, bytes]:
+    """A builder that knows the weights of `network`, and their blob. precision: and what stays FP16."""
+    buffers, size = weight_buffers(network, *precision)
     return PlanBuilder(buffers, size), blob_of(buffers, size, weights)
 
 
@@ -187,7 +213,7 @@ def blob_of(buffers: dict[str, Buffer], size: int, weights: dict[str, Tensor]) -
     """What lies between the weights is NaN."""
     blob = torch.full([size], POISON, dtype=torch.uint8)
     for name, buffer in buffers.items():
-        value = weights[name].flatten().to({"f16": torch.float16, "f32": torch.float32}[buffer.dtype])
+        value = weights[name].flatten().to(TORCH_DTYPES[buffer.dtype])
         blob[buffer.offset : buffer.offset + buffer.nbytes] = value.view(torch.uint8)
     return blob.numpy().tobytes()
 
@@ -217,3 +243,24 @@ def programs_reordered(permute: Callable[[int, int], int]) -> Iterator[None]:
 
     with mock.patch.object(of_class, "set_grid_idx", set_grid_idx):
         yield
+
+
+def scales_of(folded: Any, network: Network, pixels: np.ndarray, precision: str) -> dict[str, float]:
+    """Of every point, from the largest value that these pixels make there."""
+    largest, hooks = {}, []
+
+    def hook(name: str) -> Callable:
+        return lambda module, inputs, output=None: largest.update(
+            {name: float((inputs[0] if output is None else output).abs().max())}
+        )
+
+    for point in placement_of(network).points:
+        module = folded.get_submodule(point.module)
+        register = module.register_forward_hook if point.of_output else module.register_forward_pre_hook
+        hooks.append(register(hook(point.name)))
+    with torch.no_grad():
+        folded(torch.from_numpy(pixels))
+    for handle in hooks:
+        handle.remove()
+    most = {"int8": 127, "float8": 448}[precision]
+    return {name: value / most for name, value in largest.items()}

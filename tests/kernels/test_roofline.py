@@ -7,13 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tkfnet_engine.errors import UsageError
-from tkfnet_engine.kernels.chips import ARCHS, CHIPS, arch_named, chip_named, default_chip
+from tkfnet_engine.kernels.chips import ARCHS, CHIPS, arch_named, chip_named, default_chip, has_float8
 from tkfnet_engine.kernels.network import network_of
+from tkfnet_engine.kernels.planner import plan_from_network
 from tkfnet_engine.kernels.roofline import (
     blocks_per_multiprocessor,
     floor_bytes,
     image_bytes,
     occupancy,
+    product_precision,
     roofline_seconds,
     weight_bytes,
 )
@@ -47,6 +49,19 @@ def test_chips_are_sound_and_sourced():
         # Products per clock and multiprocessor, at the 1.3 to 2.6 GHz these chips run at: 512 FMA or more, FP16.
         assert 0.4e12 < chip.fp16_flops / chip.multiprocessors < 20e12
     assert (H200.multiprocessors, H200.fp16_flops, H200.bandwidth) == (132, 989.4e12, 4800e9)
+
+
+def test_eight_bits_are_two_or_four_times_as_fast():
+    """Twice where FP16 products have float32 sums at full rate; GeForce boards halve that of floats alone."""
+    for name, chip in CHIPS.items():
+        times = 4 if name.startswith("RTX") else 2
+        assert chip.peak("int8") / chip.fp16_flops == pytest.approx(times, rel=2e-3), name
+        assert chip.float8_flops is None or chip.float8_flops / chip.fp16_flops == pytest.approx(2, rel=2e-3), name
+        assert has_float8(chip.arch) == (chip.float8_flops is not None), "chips of an architecture agree"
+    assert [arch for arch in ARCHS if not has_float8(arch)] == ["sm_80", "sm_86"]
+    assert (H200.peak("float16"), H200.peak("int8"), H200.peak("float8")) == (989.4e12, 1978.9e12, 1978.9e12)
+    with pytest.raises(UsageError, match="'float8' on RTX-3090, expected float16 or int8"):
+        CHIPS["RTX-3090"].peak("float8")
 
 
 def test_names():
@@ -118,6 +133,23 @@ def test_roofline():
     assert roofline_seconds(H200, 989_400_000, 0) == pytest.approx(1e-6)
     assert roofline_seconds(H200, 0, 4_800_000) == pytest.approx(1e-6)
     assert roofline_seconds(H200, 989_400_000, 9_600_000) == pytest.approx(2e-6)
+    assert roofline_seconds(H200, 1_978_900_000, 0, "int8") == pytest.approx(1e-6)
+    assert roofline_seconds(H200, 0, 4_800_000, "int8") == pytest.approx(1e-6)
+
+
+def test_a_launch_is_as_fast_as_its_products_may_be():
+    """Of a network whose second block stays FP16, and whose stem does in FP8."""
+    network = _network(width=0.125, size=64)
+    for precision, stem in (("int8", "int8"), ("float8", "float16")):
+        plan = plan_from_network(network, 2, precision, "sm_90", kept_float=("layer1.1.conv1", "tafe.merge"))
+        found = {launch.name: product_precision(launch) for launch in plan.launches}
+        kept = {plan.launches[0].name, "layer1.1.conv1", "tafe.merge", plan.launches[-1].name}
+        assert found.pop("stem") == stem
+        assert {name for name, held in found.items() if held == "float16"} == kept
+        assert set(found.values()) == {"float16", precision}
+    assert {product_precision(launch) for launch in plan_from_network(network, 2, "float16", "sm_90").launches} == {
+        "float16"
+    }
 
 
 # --- the floor -------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def planned(bucket: int) -> Callable[..., Tile]:
 
     def choose(product: Product, rows: int | None = None) -> Tile:
         m = {"split": bucket * 64, "merge": bucket * 64, "detail": bucket * 49}[product.kind]
-        return choose_tile(replace(product, m=m), "float16", "sm_90", rows)
+        return choose_tile(replace(product, m=m), "sm_90", rows)
 
     choose.__name__ = f"planned_for_{bucket}"
     return choose

@@ -36,8 +36,8 @@ def test_every_candidate_fits_the_chip(product, arch):
 
 
 def test_a_small_batch_is_split_and_a_large_one_is_not():
-    assert choose_tile(LAYER4, "float16", "sm_90").split >= 8
-    large = choose_tile(dataclasses.replace(LAYER4, m=49 * 256), "float16", "sm_90")
+    assert choose_tile(LAYER4, "sm_90").split >= 8
+    large = choose_tile(dataclasses.replace(LAYER4, m=49 * 256), "sm_90")
     assert large.split == 1 and large.block_m * large.block_n >= 128 * 128
 
 
@@ -51,7 +51,7 @@ def test_ranking_is_by_cost_and_repeatable():
     ranked = ranked_candidates(LAYER4, "sm_90")
     costs = [tiles.cost(LAYER4, tile, "sm_90") for tile in ranked]
     assert costs == sorted(costs) and ranked == ranked_candidates(LAYER4, "sm_90")
-    assert ranked[0] == choose_tile(LAYER4, "float16", "sm_90")
+    assert ranked[0] == choose_tile(LAYER4, "sm_90")
 
 
 def test_steps_count_taps_and_the_second_operand():
@@ -73,12 +73,12 @@ def table(tmp_path, monkeypatch):
 
 
 def test_a_measured_tile_wins_where_it_was_measured(table):
-    before = choose_tile(LAYER4, "float16", "sm_80")
+    before = choose_tile(LAYER4, "sm_80")
     table.put(LAYER4.key, "float16", "sm_90", TILE, 1.5)
-    assert choose_tile(LAYER4, "float16", "sm_90") == TILE
-    assert choose_tile(LAYER4, "float16", "sm_80") == before
+    assert choose_tile(LAYER4, "sm_90") == TILE
+    assert choose_tile(LAYER4, "sm_80") == before
     # A kernel that needs tiles of other rows does not take it.
-    assert choose_tile(LAYER4, "float16", "sm_90", rows=64).block_m == 64
+    assert choose_tile(LAYER4, "sm_90", rows=64).block_m == 64
 
 
 def test_the_table_is_read_as_it_was_written(table):

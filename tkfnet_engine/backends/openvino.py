@@ -19,19 +19,7 @@ class OpenVinoRunner:
     """One compiled model; each call borrows an infer request, which must not be shared between threads."""
 
     def __init__(self, graph: bytes, threads: int):
-        import openvino
-
-        core = openvino.Core()
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            # The default is BF16 on processors that have it: another precision than the one asked for.
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        try:
-            self._model = core.compile_model(core.read_model(graph), "CPU", settings)
-        except RuntimeError as error:
-            raise BackendError(f"openvino {openvino.__version__} refuses the engine's graph: {error}") from error
+        self._model = compile_graph(graph, threads)
         self._requests: queue.LifoQueue = queue.LifoQueue()
         for _ in range(MAX_REQUESTS):
             self._requests.put(None)
@@ -54,6 +42,23 @@ class OpenVinoRunner:
         self._model = None
         with self._requests.mutex:
             self._requests.queue[:] = [None] * len(self._requests.queue)
+
+
+def compile_graph(graph: bytes, threads: int) -> Any:
+    """The `openvino.CompiledModel` of an engine's graph. `BackendError` where OpenVINO refuses it."""
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        # The default is BF16 on processors that have it: another precision than the one asked for.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    try:
+        return core.compile_model(core.read_model(graph), "CPU", settings)
+    except RuntimeError as error:
+        raise BackendError(f"openvino {openvino.__version__} refuses the engine's graph: {error}") from error
 
 
 def open_runner(facts: Mapping[str, Any], artefacts: Artefacts, device: str, threads: int) -> OpenVinoRunner:

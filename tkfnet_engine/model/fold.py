@@ -38,10 +38,11 @@ def fold_bn(layer: nn.Conv2d | nn.Linear, bn: nn.BatchNorm2d | nn.BatchNorm1d) -
     return _with(layer, weight, folded_bias)
 
 
-def _with(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> nn.Conv2d | nn.Linear:
+def _with(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Conv2d | nn.Linear:
     """A layer like `layer` with another weight (its channel counts may differ) and bias."""
+    # On "meta" nothing is drawn for weights that are replaced at once.
     if isinstance(layer, nn.Linear):
-        new: nn.Conv2d | nn.Linear = nn.Linear(weight.shape[1], weight.shape[0])
+        new: nn.Conv2d | nn.Linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     else:
         new = nn.Conv2d(
             weight.shape[1] * layer.groups,
@@ -50,10 +51,24 @@ def _with(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> nn.Conv
             layer.stride,
             layer.padding,
             groups=layer.groups,
+            bias=bias is not None,
+            device="meta",
         )
-    new.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)
-    new.bias = nn.Parameter(bias.float().contiguous(), requires_grad=False)
+    put(new, "weight", weight.float().contiguous())
+    if bias is not None:
+        put(new, "bias", bias.float().contiguous())
     return new
+
+
+def put(module: nn.Module, name: str, value: Tensor) -> None:
+    """`value` in place of the parameter, buffer or attribute `name`. One that has a gradient to pass on is no leaf, so
+    it becomes a plain attribute where a parameter was."""
+    if isinstance(getattr(module, name), nn.Parameter):
+        if value.requires_grad:
+            delattr(module, name)
+        else:
+            value = nn.Parameter(value, requires_grad=False)
+    setattr(module, name, value)
 
 
 class FoldedBlock(nn.Module):
@@ -116,8 +131,7 @@ class FoldedDCIF(nn.Module):
         self.squeeze = fold_bn(dcif.channel[0], dcif.channel[1])
         expand = dcif.channel[3]
         self.expand = _with(expand, expand.weight.double(), expand.bias.double())
-        self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
-        self.spatial.weight = nn.Parameter(dcif.spatial.weight.detach().clone(), requires_grad=False)
+        self.spatial = _with(dcif.spatial, dcif.spatial.weight.double(), None)
 
     def forward(self, z: Tensor) -> Tensor:
         z = z.float()
@@ -149,9 +163,10 @@ class FoldedTKFNet(nn.Module):
         self.pixel_scale = 1.0
         backbone = model.backbone
         stem = fold_bn(backbone.conv1, backbone.bn1)
-        std = torch.tensor(facts.std, dtype=torch.float64).reshape(1, 3, 1, 1)
+        device = stem.weight.device
+        std = torch.tensor(facts.std, dtype=torch.float64, device=device).reshape(1, 3, 1, 1)
         self.stem = _with(stem, stem.weight.double() / (255 * std), stem.bias.double())
-        mean = 255 * torch.tensor(facts.mean, dtype=torch.float64)
+        mean = 255 * torch.tensor(facts.mean, dtype=torch.float64, device=device)
         self.register_buffer("pixel_mean", mean.float().reshape(1, 3, 1, 1))
         self.blocks = nn.Sequential(*[FoldedBlock(b) for b in backbone.blocks])
         self.tafe = FoldedTAFE(model.tafe) if model.config.tafe else nn.Identity()
@@ -187,3 +202,8 @@ def fold(model: TKFNet, preprocessing: Preprocessing | None = None) -> FoldedTKF
     """The inference form of `model` (its batch norms in evaluation mode); `model` is left as it was."""
     with torch.no_grad():
         return FoldedTKFNet(model, preprocessing)
+
+
+def fold_live(model: TKFNet, preprocessing: Preprocessing | None = None) -> FoldedTKFNet:
+    """As `fold`, with weights through which gradients reach the parameters of `model`. It cannot be copied or moved."""
+    return FoldedTKFNet(model, preprocessing)

@@ -10,7 +10,8 @@ import io
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..data.transforms import augment
 from ..errors import CheckpointError, UsageError
 from ..metrics import Scores, confusion_matrix
 from ..model.net import TKFNet, normalise
+from .quantisation_aware import QuantisationAware
 from .recipe import Recipe
 
 SAVE_EVERY_S = 120.0
@@ -34,7 +36,8 @@ EVALUATION_BATCH = 64
 
 @dataclass
 class State:
-    """Where training stands; all of it is in the state file."""
+    """Where training stands; all of it is in the state file. start_accuracy: in quantisation-aware training, of the
+    start in eight bits."""
 
     epoch: int
     step: int
@@ -42,13 +45,15 @@ class State:
     best_accuracy: float
     best: dict[str, Tensor] | None
     seconds: float
+    start_accuracy: float | None = None
 
 
 class Trainer:
     """Trains `model` on `train` by `recipe`; `validation` chooses the epoch, among those of the last size.
 
     train, validation: face sets (`data.open_data`). state_path: where progress is kept. identity: facts that
-    a state file must share with this run to be continued (data, recipe, seed ..).
+    a state file must share with this run to be continued (data, recipe, seed ..). quantised: of `model`; it is trained,
+    and scored, as it computes in eight bits.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Trainer:
         state_path: str,
         identity: dict[str, Any],
         accelerator: Accelerator,
+        quantised: QuantisationAware | None = None,
     ):
         self.accelerator, self.recipe, self.seed = accelerator, recipe, seed
         self.train_faces, self.validation_faces = train, validation
@@ -79,8 +85,9 @@ class Trainer:
                 "lower --batch"
             )
         optimizer = recipe.optimizer_of(model)
-        self.raw = model
-        self.model, self.optimizer = accelerator.prepare(model.to(memory_format=torch.channels_last), optimizer)
+        self.raw, self.quantised = model, quantised
+        trained = model if quantised is None else quantised
+        self.model, self.optimizer = accelerator.prepare(trained.to(memory_format=torch.channels_last), optimizer)
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
         self.state = State(0, 0, [], -1.0, None, 0.0)
         self._clock = time.monotonic()
@@ -90,6 +97,10 @@ class Trainer:
     def run(self) -> State:
         """Trains to the end and leaves the chosen epoch's parameters in the model."""
         last_size = self.recipe.stages[-1][0]
+        if self.quantised is not None and self.state.start_accuracy is None:
+            start = self.evaluate(self._cached(self.validation_faces, last_size), self.validation_faces.labels)
+            self.state.start_accuracy = start.accuracy
+            self._say(f"the start in eight bits: validation {start}")
         while self.state.epoch < self.recipe.epochs:
             size = self.recipe.size_of(self.state.epoch)
             started = time.monotonic()
@@ -139,9 +150,8 @@ class Trainer:
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence(draw).generate_state(1)[0]))
             pixels = torch.from_numpy(images[batch]).permute(0, 3, 1, 2).float().to(self.accelerator.device)
             pixels = augment(pixels, recipe.augmentation, generator)
-            x = normalise(pixels.permute(0, 2, 3, 1)).contiguous(memory_format=torch.channels_last)
             with self.accelerator.autocast():
-                loss = self.loss(self.model(x).float(), labels[batch].to(self.accelerator.device))
+                loss = self._loss(pixels, labels[batch].to(self.accelerator.device))
             self.optimizer.zero_grad()
             self.accelerator.backward(loss)
             self.optimizer.step()
@@ -153,6 +163,15 @@ class Trainer:
                 saved = now
         return float(torch.stack(losses).mean()) if losses else float("nan")
 
+    def _loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Of one batch, pixels float32 [N, 3, S, S] in 0..255."""
+        pixels = pixels.permute(0, 2, 3, 1)
+        if self.quantised is None:
+            x = normalise(pixels).contiguous(memory_format=torch.channels_last)
+            return self.loss(self.model(x).float(), labels)
+        logits, share = self.model(pixels), self.recipe.distillation
+        return (1 - share) * self.loss(logits, labels) + share * self.quantised.divergence(pixels, logits)
+
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[int, np.ndarray]]:
         """(step, indices of this process's share) from `start` on."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.train_faces))
@@ -162,8 +181,11 @@ class Trainer:
             yield step, np.sort(whole[rank::world])
 
     @torch.no_grad()
-    def evaluate(self, images: np.ndarray, labels: np.ndarray) -> Scores:
-        """Scores of the current parameters; images: uint8 [N, S, S, 3]. The processes share the work."""
+    def evaluate(self, images: np.ndarray, labels: np.ndarray, in_float: bool = False) -> Scores:
+        """Scores of the current parameters; images: uint8 [N, S, S, 3]. The processes share the work.
+
+        in_float: of the float network, where a quantised one is trained.
+        """
         self.raw.eval()
         if self.accelerator.num_processes > 1:
             # Batch norm's running statistics are each process's own; the first one's are saved, so they are scored.
@@ -172,13 +194,25 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = np.arange(len(images))[rank::world]
         matrix = np.zeros((self.raw.config.classes,) * 2, np.int64)
-        for start in range(0, len(mine), EVALUATION_BATCH):
-            batch = mine[start : start + EVALUATION_BATCH]
-            pixels = torch.from_numpy(images[batch]).to(self.accelerator.device)
-            predicted = self.raw(normalise(pixels)).argmax(1).cpu().numpy()
-            matrix += confusion_matrix(labels[batch], predicted, len(matrix))
+        with self._judged(in_float) as network:
+            for start in range(0, len(mine), EVALUATION_BATCH):
+                batch = mine[start : start + EVALUATION_BATCH]
+                pixels = torch.from_numpy(images[batch]).to(self.accelerator.device)
+                predicted = network(pixels).argmax(1).cpu().numpy()
+                matrix += confusion_matrix(labels[batch], predicted, len(matrix))
         whole = self.accelerator.reduce(torch.from_numpy(matrix).to(self.accelerator.device), "sum")
         return Scores.from_confusion(whole.cpu().numpy())
+
+    @contextmanager
+    def _judged(self, in_float: bool) -> Iterator[Callable[[Tensor], Tensor]]:
+        """uint8 pixels [N, S, S, 3] -> logits."""
+        if self.quantised is None:
+            yield lambda pixels: self.raw(normalise(pixels))
+        elif in_float:
+            yield lambda pixels: self.raw(normalise(pixels, self.quantised.preprocessing))
+        else:
+            with self.quantised.as_built() as network:
+                yield network
 
     def _cached(self, faces: Any, size: int) -> np.ndarray:
         """The images of `faces` at `size`; decoded once at the largest size of the recipe, then shrunk."""

@@ -19,7 +19,8 @@ class Recipe:
 
     schedule "poly": lr falls from `lr` to `final_lr` with `power`. "one-cycle": rises over the first tenth of
     the steps, then falls along a cosine. smoothing: of the labels. optimizer "sgd": momentum 0.9, as published;
-    "adamw": leaves the plateau that training from scratch starts on in a fraction of the steps.
+    "adamw": leaves the plateau that training from scratch starts on in a fraction of the steps. distillation: share of
+    the loss that is divergence from the start's answers, in quantisation-aware training.
     """
 
     stages: tuple[tuple[int, int], ...]
@@ -32,6 +33,7 @@ class Recipe:
     weight_decay: float = 0.02
     smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
+    distillation: float = 0.0
 
     def __post_init__(self) -> None:
         for size, epochs in self.stages:
@@ -100,4 +102,7 @@ PRESETS: dict[str, Recipe] = {
         stages=((80, 4), (112, 3), (224, 2)), batch=64, lr=1e-3, final_lr=1e-6, weight_decay=0.05, smoothing=0.05,
         augmentation=MILD,
     ),
+    # After a training, to get used to eight bits: a small rate, and mostly the float network's answers to learn from. The
+    # size is the start's.
+    "qat": Recipe(stages=((224, 1),), batch=32, lr=2e-5, final_lr=1e-7, weight_decay=0.0, distillation=0.8),
 }  # fmt: skip
