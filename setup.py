@@ -58,7 +58,16 @@ setup(
         "pycuda": ["pycuda>=2025.1"],
         "faces": ["opencv-python-headless>=4.10,<6"],
         "serve": ["tritonclient[http]>=2.50,<3"],
-        "dev": [*TRAIN, *OPENVINO, *CUDA, *TRITON, *TENSORRT_RTX, "pytest>=8.2,<10", "hypothesis>=6.100,<7", "ruff>=0.9"],
+        "dev": [
+            *TRAIN,
+            *OPENVINO,
+            *CUDA,
+            *TRITON,
+            *TENSORRT_RTX,
+            "pytest>=8.2,<10",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.9",
+        ],
     },
     entry_points={"console_scripts": ["tkfnet=tkfnet_engine.__main__:run"]},
 )

@@ -41,6 +41,11 @@ class Arch:
         return self.number not in (90, 100)
 
     @property
+    def fp8(self) -> bool:
+        """Whether there are products of FP8: from compute capability 8.9 on."""
+        return self.number >= 89
+
+    @property
     def pdl(self) -> bool:
         """Whether programmatic dependent launch exists: from compute capability 9.0 on."""
         return self.number >= 90

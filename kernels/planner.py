@@ -20,9 +20,6 @@ from .tiles import Product, Tile, choose_tile
 
 __all__ = ["PRECISIONS", "plan_from_network", "weight_buffers", "weight_layout"]
 
-# The least compute capability whose tensor cores multiply FP8.
-_FLOAT8_FROM = 89
-
 
 def plan_from_network(
     network: Network,
@@ -43,7 +40,7 @@ def plan_from_network(
     if arch not in ARCHS:
         raise UsageError(f"arch: got {arch!r}, expected one of {', '.join(ARCHS)}")
     types = stored_types(network, precision, kept_float)
-    if precision == "float8" and ARCHS[arch].number < _FLOAT8_FROM:
+    if precision == "float8" and not ARCHS[arch].fp8:
         raise UsageError(f"precision: got 'float8' on {arch}, which has no FP8, expected int8, or sm_89 or later")
     if type(batch) is not int or not 1 <= batch <= 65535:
         raise UsageError(f"batch: got {batch!r}, expected 1 to 65535")

@@ -114,9 +114,17 @@ def candidates(product: Product, arch: str, rows: int | None = None) -> Iterator
                 # A second operand has addresses of its own, which four stages push out of registers.
                 step_bytes = int(product.bytes_per_channel(block_m, block_n)) * block_k
                 stages = min(3 if product.extra else 4, _stages(step_bytes, steps, arch))
+                if stages == 3 and _three_spill(product, block_k, arch):
+                    stages = 2
                 # An image of more than 128 pixels leaves TAFE's split no smaller tile.
                 if warps <= (16 if tall or rows == 256 else 8) and stages and (split == 1 or steps >= 2):
                     yield Tile(block_m, block_n, block_k, split, warps, stages)
+
+
+def _three_spill(product: Product, block_k: int, arch: str) -> bool:
+    """With three K-steps in flight sm_120's assembler keeps some of these to 128 registers a thread and spills 8 to 16
+    bytes for it (layers 2 and 3 at batches from 2 on); with two or four it does not."""
+    return product.precision == "float8" and arch == "sm_120" and (product.separate or block_k < 128)
 
 
 def _stages(step_bytes: int, steps: int, arch: str) -> int:

@@ -98,10 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--fp8: got --device cpu, expected an NVIDIA GPU of compute capability 8.9 or later; give --device cuda to "
             "build for one elsewhere, or --int8"
         )
+    suited = tuple(name for name, arch in ARCHS.items() if arch.fp8 or args.precision != "float8")
     archs, ahead = _archs(args.arch, device), device == "cuda" and not gpu
+    if unfit := [name for name in archs if name not in suited]:
+        raise UsageError(f"--fp8 --arch {' '.join(unfit)}: got no FP8 there, expected {', '.join(suited)}, or --int8")
     if device == "cuda" and gpu:
         try:
-            here = chosen_arch(torch.cuda.get_device_capability(), list(archs or ARCHS), torch.cuda.get_device_name())
+            here = chosen_arch(torch.cuda.get_device_capability(), list(archs or suited), torch.cuda.get_device_name())
             archs = archs or (here,)
         except BackendError:
             # Named ones are for GPUs elsewhere; without names, this GPU is too old for fused kernels only.
@@ -109,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             ahead = bool(archs)
     elif ahead:
-        archs = archs or tuple(ARCHS)
+        archs = archs or suited
     if ahead:
         say(f"no NVIDIA GPU of {', '.join(archs)} is used here: building ahead, for one elsewhere")
     if device == "cpu" and args.precision == "float16":

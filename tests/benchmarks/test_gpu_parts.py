@@ -14,34 +14,6 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("needs Triton", allow_module_level=True)
 
 
-def test_every_part_has_its_script(scripts_importable):
-    from gpu_state import PARTS
-
-    from .conftest import SCRIPTS
-
-    names = [part.name for part in PARTS]
-    assert len(set(names)) == len(names)
-    assert all((SCRIPTS / part.script).is_file() for part in PARTS)
-    before = [(part, set(names[:i])) for i, part in enumerate(PARTS)]
-    assert all({*part.needs, *part.takes} <= earlier for part, earlier in before), "a part needs one before it"
-
-
-def test_engines_in_eight_bits_have_parts_of_their_own(scripts_importable):
-    from gpu_state import BUILDS, ENGINES, PARTS
-
-    parts = {part.name: part for part in PARTS}
-    assert ENGINES["float16"] in parts["build"].products
-    for precision in ("int8", "float8"):
-        build = parts[BUILDS[precision]]
-        assert build.products == (ENGINES[precision],) and build.needs == ("calibrate",)
-        users = [parts[f"{kind}-{precision}"] for kind in ("launches", "sanitizer-memcheck", "sanitizer-racecheck")]
-        assert all(part.arguments[-2:] == ("--precision", precision) for part in (build, *users))
-        assert all(build.name in part.needs for part in users)
-    # FP16 is timed and tested also where the others could not be built.
-    for name in ("tests", "network-1", "network-256"):
-        assert parts[name].needs == ("build",) and parts[name].takes == ("build-int8", "build-float8")
-
-
 # --- compute-sanitizer -----------------------------------------------------------------------------------
 
 CLEAN = "========= COMPUTE-SANITIZER\nsanitized: all runs done\n========= ERROR SUMMARY: 0 errors\n"

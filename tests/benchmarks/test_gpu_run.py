@@ -189,38 +189,6 @@ def test_a_run_that_is_ended_loses_the_part_that_ran_and_no_other(fake, out, beg
     assert state.done(Part("first", script)) and state.record(Part("second", script)) is None
 
 
-# --- sources ---------------------------------------------------------------------------------------------
-
-
-def test_every_source_counts_and_nothing_else(tmp_path):
-    from gpu_state import SOURCES, source_hash
-
-    for folder in SOURCES:
-        (tmp_path / folder / "deep").mkdir(parents=True)
-        (tmp_path / folder / "deep" / "a.py").write_text("a = 1\n")
-    seen = {source_hash(tmp_path)}
-    for folder in SOURCES:
-        for name in ("deep/a.py", "tiles.json", "new.py"):
-            (tmp_path / folder / name).write_text(f"changed {name}")
-            seen.add(source_hash(tmp_path))
-    assert len(seen) == 1 + 3 * len(SOURCES)
-    (tmp_path / "kernels" / "README.md").write_text("x")
-    (tmp_path / "kernels" / "a.pyc").write_text("x")
-    (tmp_path / "docs").mkdir()
-    assert source_hash(tmp_path) in seen
-    assert all((ROOT / folder).is_dir() for folder in SOURCES)
-
-
-def test_a_file_that_moves_counts(tmp_path):
-    from gpu_state import source_hash
-
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "a.py").write_text("")
-    before = source_hash(tmp_path)
-    (tmp_path / "kernels" / "a.py").rename(tmp_path / "kernels" / "b.py")
-    assert source_hash(tmp_path) != before
-
-
 # --- the command -----------------------------------------------------------------------------------------
 
 

@@ -496,6 +496,10 @@ def test_the_command_refuses_before_it_works(small_checkpoint_path, tmp_path, mo
         (["--max-batch", "5000"], "--max-batch: got 5000, expected 1 to 4096"),
         (["--strict-int8", "--fp16"], "--strict-int8: got it with float16; leave one of them out"),
         (["--calibration", "t.json"], "--calibration: float32 needs none; give --int8 or --fp8 as well"),
+        (
+            ["--fp8", "--device", "cuda", "--arch", "sm_80"],
+            "--fp8 --arch sm_80: got no FP8 there, expected sm_89, sm_90",
+        ),
         (["--fp8", "--device", "cpu"], "--fp8: got --device cpu, expected an NVIDIA GPU"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -86,10 +86,10 @@ def test_wrong_kernels_leave_no_file(small_checkpoint_path, tmp_path, remembered
     """The interpreter runs what was packed: spoil that, and nothing may be written."""
     from tkfnet_engine.export import fused_from_folded
 
-    def spoiled(folded, network):
+    def spoiled(folded, network, *rest):
         with np.errstate(all="ignore"):
             folded.head[2].weight.data.neg_()
-        return pack(folded, network)
+        return pack(folded, network, *rest)
 
     pack = fused_from_folded.packed_weights
     monkeypatch.setattr(fused_from_folded, "packed_weights", spoiled)

@@ -239,6 +239,31 @@ def test_a_layer_in_float_is_listed_and_refused_if_strict(made, quick, monkeypat
         build_engine(checkpoint, dataclasses.replace(request, strict=True), tmp_path / "f.tkf")
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("flag", "precision"), [("--int8", "int8"), ("--fp8", "float8")])
+def test_a_fused_engine_is_built_ahead_and_judged_in_the_emulator(flag, precision, made, quick, monkeypatch, tmp_path):
+    quick(made)
+    monkeypatch.setattr("tkfnet_engine.export.verify_interpreted.QUANTISED_IMAGES", 2)
+    out = tmp_path / "e.tkf"
+    arguments = ["--checkpoint", made.checkpoint, "--calibration", made.table, "--device", "cuda", "--max-batch", "1"]
+    assert build_command.main([flag, "--arch", "sm_90", *arguments, "--out", str(out)]) == 0
+    bundle = read_bundle(out)
+    report, found = bundle.facts["verification"], bundle.facts["quantisation"]
+    assert (bundle.facts["backend"], bundle.facts["precision"], bundle.facts["archs"]) == (
+        "fused",
+        precision,
+        ["sm_90"],
+    )
+    assert report["executor"] == "emulator" and report["images"] == IMAGES and report["gate"]["agreement"] >= 0.985
+    assert report["interpreted"]["images"] == 2 and report["interpreted"]["sqnr_db"] > 40
+    kept = {"int8": [], "float8": ["stem"]}[precision]
+    assert found["kept_float"] == kept and found["not_as_asked"] == {}
+    assert {name for name, ran in found["layers"].items() if ran != precision} == set(kept)
+    # The first GPU that opens it is asked for what the emulator says, which is near float32 and not equal to it.
+    expected = _reference(made.checkpoint, bundle.array("golden/pixels"))
+    assert 1e-3 < np.abs(bundle.array("golden/logits") - expected).max() < 1
+
+
 def test_a_table_of_another_checkpoint_is_refused(made, quick, small_checkpoint_path, tmp_path):
     quick(made)
     request = Request("int8", "onnxruntime", "cpu", 32, calibration=made.table)

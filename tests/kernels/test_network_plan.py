@@ -16,6 +16,7 @@ import torch
 from tkfnet_engine.errors import UsageError
 from tkfnet_engine.kernels.chips import ARCHS
 from tkfnet_engine.kernels.network import Network, network_of
+from tkfnet_engine.kernels.placement import placement_of
 from tkfnet_engine.kernels.plan import ALIGNMENT, BUCKETS, Buffer
 from tkfnet_engine.kernels.planner import plan_from_network, weight_buffers, weight_layout
 from tkfnet_engine.kernels.roofline import floor_bytes
@@ -103,10 +104,59 @@ def test_resnet18_takes_22_launches(batch):
     ],
 )
 def test_every_network_is_planned_for_every_architecture(config, launches, arch):
+    precisions = ["int8", "float8"] if arch not in ("sm_80", "sm_86") else ["int8"]
     for batch in (1, 3, 33):
-        plan = plan_from_network(network(**config), batch, "float16", arch)
-        assert len(plan.launches) == launches
-        assert (plan.arch, plan.batch, plan.precision) == (arch, batch, "float16")
+        for precision in ["float16", *(precisions if batch == 3 else [])]:
+            plan = plan_from_network(network(**config), batch, precision, arch)
+            assert len(plan.launches) == launches
+            assert (plan.arch, plan.batch, plan.precision) == (arch, batch, precision)
+            # All maps and products but those of the first and the last launch, which have none.
+            assert [launch.quantised for launch in plan.launches[1:-1]] == [precision != "float16"] * (launches - 2)
+            assert plan.weight_bytes == weight_buffers(network(**config), precision)[1]
+
+
+def test_eight_bits_move_about_half():
+    for batch in (1, 256):
+        half, int8, float8 = (plan_from_network(network(), batch, p, "sm_90") for p in ("float16", "int8", "float8"))
+        assert int8.flops == float8.flops == half.flops
+        # At batch 1 the parts of split sums are a third of it, four bytes each in every precision.
+        most = 0.7 if batch == 1 else 0.6
+        assert 0.5 < int8.bytes / half.bytes <= float8.bytes / half.bytes < most
+        assert int8.weight_bytes < 0.53 * half.weight_bytes
+        assert floor_bytes(network(), batch, "int8") <= int8.bytes
+        assert floor_bytes(network(), batch, "float8") <= float8.bytes
+    assert int8.bytes <= 1.15 * floor_bytes(network(), 256, "int8")
+
+
+def test_a_unit_that_stays_fp16_has_fp16_s_tile_and_machine_code():
+    """And its neighbours write what it reads."""
+    kept = ("layer3.0", "layer4.1.conv1", "tafe.split")
+    half, mixed = plan_from_network(network(), 8, "float16", "sm_90"), None
+    mixed = plan_from_network(network(), 8, "int8", "sm_90", kept_float=kept)
+    launches = {launch.name: (launch, other) for launch, other in zip(mixed.launches, half.launches, strict=True)}
+    for name in ("layer3.0.conv1", "layer4.1.conv1"):
+        launch, other = launches[name]
+        sizes = [dict(one.constexprs)["BLOCK_K"] for one in (launch, other)]
+        assert sizes == [64, 64] and (launch.warps, launch.stages, launch.grid) == (
+            other.warps,
+            other.stages,
+            other.grid,
+        )
+    dtypes = {
+        (name, arg): dict(launches[name][0].args)[f"{arg}_ptr"].dtype
+        for name in ("layer2.1.conv2", "layer3.0.conv1", "layer3.0.conv2", "layer4.1.conv1", "layer4.1.conv2")
+        for arg in ("x", "w", "y")
+    }
+    assert dtypes == {
+        ("layer2.1.conv2", "x"): "i8", ("layer2.1.conv2", "w"): "i8", ("layer2.1.conv2", "y"): "f16",
+        ("layer3.0.conv1", "x"): "f16", ("layer3.0.conv1", "w"): "f16", ("layer3.0.conv1", "y"): "f16",
+        ("layer3.0.conv2", "x"): "f16", ("layer3.0.conv2", "w"): "f16", ("layer3.0.conv2", "y"): "i8",
+        ("layer4.1.conv1", "x"): "f16", ("layer4.1.conv1", "w"): "f16", ("layer4.1.conv1", "y"): "i8",
+        ("layer4.1.conv2", "x"): "i8", ("layer4.1.conv2", "w"): "i8", ("layer4.1.conv2", "y"): "f16",
+    }  # fmt: skip
+    # A launch with nothing quantised is FP16's own, to the byte.
+    assert launches["layer3.0.conv1"][0].variant == launches["layer3.0.conv1"][1].variant
+    assert launches["dcif_and_head"][0].variant == launches["dcif_and_head"][1].variant
 
 
 def test_at_batch_1_every_convolution_fills_an_h200():
@@ -133,8 +183,12 @@ def test_the_plan_counts_the_network_s_arithmetic():
     [
         ({"arch": "sm_70"}, "arch.*'sm_70'.*sm_80"),
         ({"arch": ""}, "arch"),
-        ({"precision": "int8"}, "precision.*'int8'.*float16"),
+        ({"precision": "int4"}, "precision.*'int4'.*float16 or int8 or float8"),
         ({"precision": "float32"}, "precision"),
+        ({"precision": "float8", "arch": "sm_80"}, "'float8' on sm_80.*sm_89"),
+        ({"precision": "float8", "arch": "sm_86"}, "'float8' on sm_86"),
+        ({"kept_float": ["tafe.merge"]}, "tafe.merge.*expected nothing with float16"),
+        ({"precision": "int8", "kept_float": ["layer9.0", "stem"]}, "got layer9.0, expected some of stem, layer1.0"),
         *(({"batch": batch}, "batch.*1 to 65535") for batch in (0, -1, 65536, True, 1.0, "1", None)),
     ],
     ids=str,
@@ -148,6 +202,7 @@ def test_what_no_plan_can_be_for_is_refused(changes, message):
 DIGEST = """
 import hashlib, torch
 from tkfnet_engine.kernels.network import network_of
+from tkfnet_engine.kernels.placement import placement_of
 from tkfnet_engine.kernels.planner import plan_from_network
 from tkfnet_engine.kernels.weights import packed_weights
 from tkfnet_engine.model.fold import fold
@@ -158,7 +213,10 @@ folded = fold(TKFNet(TKFNetConfig(width=0.125)), Preprocessing())
 network = network_of(folded)
 digest = hashlib.sha256(packed_weights(folded, network))
 for arch, batch in (("sm_90", 1), ("sm_90", 256), ("sm_89", 7)):
-    digest.update(plan_from_network(network, batch, "float16", arch).to_json())
+    for precision, kept in (("float16", ()), ("int8", ()), ("float8", {"layer1.0.conv1", "tafe.merge"})):
+        digest.update(plan_from_network(network, batch, precision, arch, kept_float=kept).to_json())
+scales = {p.name: 0.01 * (1 + i) for i, p in enumerate(placement_of(network).points)}
+digest.update(packed_weights(folded, network, "int8", scales, {"stem", "tafe.split"}))
 print(digest.hexdigest())
 """
 
@@ -168,7 +226,11 @@ def test_plans_and_weights_are_the_same_bytes_in_another_process(tmp_path):
     folded = folded_of(width=0.125)
     here = hashlib.sha256(packed_weights(folded, network_of(folded)))
     for arch, batch in (("sm_90", 1), ("sm_90", 256), ("sm_89", 7)):
-        here.update(plan_from_network(network_of(folded), batch, "float16", arch).to_json())
+        for precision, kept in (("float16", ()), ("int8", ()), ("float8", {"layer1.0.conv1", "tafe.merge"})):
+            here.update(plan_from_network(network_of(folded), batch, precision, arch, kept_float=kept).to_json())
+    points = placement_of(network_of(folded)).points
+    scales = {p.name: 0.01 * (1 + i) for i, p in enumerate(points)}
+    here.update(packed_weights(folded, network_of(folded), "int8", scales, {"stem", "tafe.split"}))
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONHASHSEED": "4711"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")])
     done = subprocess.run(

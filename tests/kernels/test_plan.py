@@ -88,8 +88,17 @@ def test_bytes_of_a_space():
     assert plan.nbytes("pixels") == 2 * 8 * 8 * 3 and plan.nbytes("logits") == 2 * 7 * 4
     assert plan.nbytes("weights") == 512 and plan.nbytes("arena") == 512 and plan.nbytes("counters") == 256
     assert {dtype: Buffer("arena", 0, dtype, 3).nbytes for dtype in DTYPES} == {
-        "u8": 3, "i8": 3, "f16": 6, "i32": 12, "f32": 12
+        "u8": 3, "i8": 3, "f8": 3, "f16": 6, "i32": 12, "f32": 12
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_compiler_may_contract_where_nothing_is_quantised(dtype):
+    first = _plan().launches[0]
+    args = (("p", Buffer("arena", 0, dtype, 1)), *first.args[1:])
+    launch = type(first)(**vars(first) | {"args": args})
+    assert launch.quantised == (dtype in ("i8", "f8")) and launch.fp_fusion == (dtype not in ("i8", "f8"))
+    assert launch.signature[0] == ("p", {"f8": "*fp8e4nv", "i8": "*i8"}.get(dtype, f"*{DTYPES[dtype][1]}"))
 
 
 # --- damage ----------------------------------------------------------------------------------------------

@@ -20,17 +20,30 @@ TILE = Tile(128, 32, 64, 2, 8, 3)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("product", [LAYER4, LAYER1, Product("split", 64, 1024, 512, 1), Product("conv", 9, 8, 8, 9)])
-def test_every_candidate_fits_the_chip(product, arch):
-    rows = 64 if product.kind == "split" else None
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize(
+    "product",
+    [
+        LAYER4, LAYER1, Product("split", 64, 1024, 512, 1), Product("conv", 9, 8, 8, 9),
+        Product("conv", 49, 512, 512, 9, extra=256), Product("merge", 64, 512, 512, 1, 1024),
+    ],
+)  # fmt: skip
+def test_every_candidate_fits_the_chip(product, arch, precision):
+    product = dataclasses.replace(product, precision=precision)
+    size = 2 if precision == "float16" else 1
+    rows = 64 if product.kind in ("split", "merge") else None
     found = list(candidates(product, arch, rows))
     assert found and len(set(found)) == len(found)
     for tile in found:
-        assert 2 * tile.stages * (tile.block_m + tile.block_n) * tile.block_k <= ARCHS[arch].shared_per_block
+        # What is multiplied by its gate comes in FP16 and is quantised then.
+        of_row = 2 if product.kind == "merge" else size
+        held = tile.stages * (of_row * tile.block_m + size * tile.block_n) * tile.block_k
+        assert held <= ARCHS[arch].shared_per_block
         assert tile.stages >= 2 and 32 * tile.warps <= 512
-        assert tile.block_k >= 16 and tile.block_m >= 64 and tile.block_n >= 32
-        # 64 accumulators a thread, four times as many in TAFE's split.
-        assert tile.block_m * tile.block_n * (4 if product.kind == "split" else 1) <= 64 * 32 * tile.warps
+        assert tile.block_k * size >= 32 and tile.block_m >= 64 and tile.block_n >= 32
+        # 64 accumulators a thread, four times as many in TAFE's split, twice beside a shortcut rounded by itself.
+        sums = 4 if product.kind == "split" else 2 if product.separate else 1
+        assert tile.block_m * tile.block_n * sums <= 64 * 32 * tile.warps
         assert tile.split == 1 or product.steps(tile.block_k) / tile.split > 1
         assert rows is None or tile.block_m == rows
 
@@ -59,6 +72,30 @@ def test_steps_count_taps_and_the_second_operand():
     assert Product("conv", 1, 1, 40, 9, extra=65).steps(32) == 9 * 2 + 3
 
 
+def test_a_rounded_shortcut_is_computed_once():
+    """By the program that ends a tile: splitting makes only the other steps fewer."""
+    product = Product("conv", 49, 512, 512, 9, extra=256, precision="int8")
+    assert product.separate and product.steps(128) == 36 and product.steps(128, split=8) == 5
+    assert dataclasses.replace(product, precision="float16").steps(128, split=2) == 19
+    assert not dataclasses.replace(product, kind="merge").separate
+    tile = Tile(64, 32, 128, 8, 4, 3)
+    assert tiles.cost(product, tile, "sm_90") > tiles.cost(dataclasses.replace(product, extra=0), tile, "sm_90")
+
+
+@pytest.mark.parametrize("precision", ["int8", "float8"])
+@pytest.mark.parametrize("m", [49, 49 * 256])
+def test_eight_bits_cost_less(precision, m):
+    half = dataclasses.replace(LAYER4, m=m)
+    eight = dataclasses.replace(half, precision=precision)
+    assert eight.key == half.key  # tables tell them apart by the precision beside it
+    tile = choose_tile(eight, "sm_90")
+    assert tile.block_k == 128 and choose_tile(half, "sm_90").block_k == 64
+    costs = [tiles.cost(p, choose_tile(p, "sm_90"), "sm_90") for p in (eight, half)]
+    assert costs[0] < (0.95 if m == 49 else 0.65) * costs[1]
+    # FP8 sums twice, int8 converts its sum: the largest tiles would not stay in registers.
+    assert max(t.block_m * t.block_n for t in candidates(eight, "sm_90")) == 128 * 128
+
+
 def test_keys_tell_products_apart():
     products = [LAYER4, dataclasses.replace(LAYER4, residual=True), dataclasses.replace(LAYER4, extra=256)]
     products += [dataclasses.replace(LAYER4, **{name: 1}) for name in ("m", "n", "channels", "taps")]
@@ -77,6 +114,8 @@ def test_a_measured_tile_wins_where_it_was_measured(table):
     table.put(LAYER4.key, "float16", "sm_90", TILE, 1.5)
     assert choose_tile(LAYER4, "sm_90") == TILE
     assert choose_tile(LAYER4, "sm_80") == before
+    # Nor is it measured for other operands.
+    assert choose_tile(dataclasses.replace(LAYER4, precision="int8"), "sm_90") != TILE
     # A kernel that needs tiles of other rows does not take it.
     assert choose_tile(LAYER4, "sm_90", rows=64).block_m == 64
 

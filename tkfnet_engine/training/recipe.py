@@ -102,7 +102,7 @@ PRESETS: dict[str, Recipe] = {
         stages=((80, 4), (112, 3), (224, 2)), batch=64, lr=1e-3, final_lr=1e-6, weight_decay=0.05, smoothing=0.05,
         augmentation=MILD,
     ),
-    # After a training, to get used to eight bits: a small rate, and mostly the float network's answers to learn from. The
-    # size is the start's.
+    # After a training, to get used to eight bits: a small rate, and mostly the float network's answers to learn from.
+    # The size is the start's.
     "qat": Recipe(stages=((224, 1),), batch=32, lr=2e-5, final_lr=1e-7, weight_decay=0.0, distillation=0.8),
 }  # fmt: skip
