@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import BackendError
@@ -20,6 +21,8 @@ from ..errors import BackendError
 _TENSOR_CORE = re.compile(r"[A-Z]MMA|[A-Z]GMMA|UTC[A-Z]*MMA")
 # "/*0150*/  @!P0 HGMMA.64x32x16.F32 R24, gdesc[UR8], .." -> HGMMA.64x32x16.F32
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+# By the letter before MMA or GMMA what an instruction multiplies.
+_OPERANDS = {"I": "int8", "Q": "float8", "H": "float16"}
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 # From 9.0 on the system's own first KiB of a block's shared memory stands among the kernel's in the cubin; it counts
 # neither towards what a launch asks for nor towards the block's limit.
@@ -61,6 +64,22 @@ def facts_of_cubin(code: bytes, arch: str) -> CubinFacts:
         max(0, shared - 1024) if arch in _SYSTEM_SHARED else shared,
         dict(sorted(tensor_core.items())),
     )
+
+
+def operand_precisions(tensor_core: Iterable[str]) -> set[str]:
+    """What tensor-core instructions multiply: "IMMA", "IGMMA", "UTCIMMA" -> {"int8"}; of several kinds all.
+
+    `BackendError` for an instruction of a kind that no kernel here is meant to have.
+    """
+    found = set()
+    for name in tensor_core:
+        letter = name.removeprefix("UTC")[0]
+        if letter not in _OPERANDS:
+            raise BackendError(
+                f"tensor-core instruction {name}: got a kind unknown to this version; install another Triton"
+            )
+        found.add(_OPERANDS[letter])
+    return found
 
 
 def _stored_bytes(instructions: Counter[str]) -> int:

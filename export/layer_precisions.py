@@ -8,10 +8,10 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 
-from ..errors import BackendError
 from ..kernels.network import Network
 from ..kernels.placement import placement_of
 from ..kernels.plan import Plan
+from .cubin_facts import operand_precisions
 from .cubins_from_plan import Cubin
 
 # ONNX Runtime appends to the name of a node that it replaces: "stem" -> "stem_token_3", "stem_nchwc".
@@ -20,8 +20,6 @@ _ORT_PRODUCTS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "Mat
 _ORT_INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
 _OPENVINO_PRODUCTS = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
 _OPENVINO = {"u8": "int8", "i8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-# Tensor-core instructions by what they multiply, as `cubin_facts` counts them.
-_CUBIN = {"I": "int8", "Q": "float8", "H": "float16"}
 
 
 def precisions_from_onnxruntime(graph: bytes) -> dict[str, str]:
@@ -68,18 +66,10 @@ def precisions_from_cubins(plan: Plan, cubins: Mapping[str, Cubin], network: Net
     for product in placement_of(network).products:
         # A projection runs in the launch of its block's last convolution, detail and gate in one.
         name = product.name if product.name in variants else final.get(product.name, product.unit)
-        kinds = {_kind(instruction) for instruction in cubins[variants[name]].tensor_core}
+        kinds = operand_precisions(cubins[variants[name]].tensor_core)
         # Shifts by a pixel are FP16 products with 0 and 1 beside the layer's own.
         found[product.name] = next((kind for kind in ("float8", "int8", "float16") if kind in kinds), "float32")
     return found
-
-
-def _kind(instruction: str) -> str:
-    """ "HGMMA", "IMMA", "UTCQMMA" .. -> the type of its operands."""
-    letter = instruction.removeprefix("UTC")[0]
-    if letter not in _CUBIN:
-        raise BackendError(f"tensor-core instruction {instruction}: got one of a kind unknown to this version")
-    return _CUBIN[letter]
 
 
 def silently_float(asked: Iterable[str], ran: Mapping[str, str], precision: str) -> dict[str, str]:

@@ -300,12 +300,13 @@ def test_tensors_of_an_engine_file(library, tmp_path):
 
 
 @functools.cache
-def _plan(arch: str, batch: int):
+def _plan(arch: str, batch: int, precision: str = "float16", kept: tuple[str, ...] = ()):
     from tkfnet_engine.kernels.planner import plan_from_network
     from tkfnet_engine.plan_report import network_of_config
     from tkfnet_engine.spec import Preprocessing, TKFNetConfig
 
-    return plan_from_network(network_of_config(TKFNetConfig(), Preprocessing()), batch, "float16", arch)
+    network = network_of_config(TKFNetConfig(), Preprocessing())
+    return plan_from_network(network, batch, precision, arch, kept_float=kept)
 
 
 _COMPILED: dict[str, dict] = {}
@@ -326,25 +327,31 @@ MATRIX = [
 ]
 
 
+def _faults(launch: Launch, cubin, arch: str) -> list[str]:
+    """What is wrong with the code of any launch."""
+    wrong = []
+    if cubin.spilled_bytes:
+        wrong.append(f"{cubin.spilled_bytes} bytes spilled")
+    if cubin.registers * 32 * launch.warps > ARCHS[arch].registers_per_sm:
+        wrong.append(f"{cubin.registers} registers, {launch.warps} warps")
+    if cubin.shared_bytes > ARCHS[arch].shared_per_block:
+        wrong.append(f"{cubin.shared_bytes} bytes of shared memory")
+    if dict(launch.constexprs)["PDL"] != ARCHS[arch].pdl:
+        wrong.append(f"PDL {dict(launch.constexprs)['PDL']}")
+    return [f"{launch.name}: {fault}" for fault in wrong + _races(cubin, launch)]
+
+
 @pytest.mark.parametrize(("arch", "batch"), MATRIX)
 def test_code_of_the_network(arch, batch):
     launches, cubins = _compiled(arch, batch)
     wrong = []
     for launch in launches:
         cubin = cubins[launch.variant]
-        if cubin.spilled_bytes:
-            wrong.append(f"{launch.name}: {cubin.spilled_bytes} bytes spilled")
-        if cubin.registers * 32 * launch.warps > ARCHS[arch].registers_per_sm:
-            wrong.append(f"{launch.name}: {cubin.registers} registers, {launch.warps} warps")
-        if cubin.shared_bytes > ARCHS[arch].shared_per_block:
-            wrong.append(f"{launch.name}: {cubin.shared_bytes} bytes of shared memory")
+        wrong += _faults(launch, cubin, arch)
         if launch.kernel in PRODUCTS:
             expected = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}.get(arch, "HMMA")
             if expected not in cubin.tensor_core:
                 wrong.append(f"{launch.name}: {cubin.tensor_core}, without {expected}")
-        if dict(launch.constexprs)["PDL"] != ARCHS[arch].pdl:
-            wrong.append(f"{launch.name}: PDL {dict(launch.constexprs)['PDL']}")
-        wrong += [f"{launch.name}: {race}" for race in _races(cubin, launch)]
     assert not wrong, "\n".join(wrong)
 
 
