@@ -69,7 +69,7 @@ def test_labelled_faces_are_read_as_they_were_written(labelled, tmp_path):
     from part_calibrate import read_set
 
     found = read_set(tmp_path / "labelled.npz")
-    assert (found.data, found.fingerprint) == ("faces", "ab12")
+    assert (found.data, found.fingerprint) == ("faces", "ab12") and type(found.fingerprint) is type(found.data) is str
     for name in ("images", "labels", "reference"):
         a, b = getattr(found, name), getattr(labelled, name)
         assert a.dtype == b.dtype and np.array_equal(a, b)
