@@ -199,7 +199,7 @@ def _choose(drafts: Mapping[str, Draft], request: Request) -> tuple[str, dict[st
     return chosen, {
         "setting": "backend",
         "chosen": chosen,
-        "by": "geometric mean of p50 over batches",
+        "by": "geometric mean over batches of p50 in the best of several rounds",
         "p50_ms": record,
         "left_out": failed,
     }

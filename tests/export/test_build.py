@@ -277,6 +277,14 @@ def test_a_backend_that_cannot_be_timed_is_left_out(
     assert os.listdir(tmp_path) == ["e.tkf"]
 
 
+def test_a_slow_round_does_not_decide(monkeypatch):
+    rounds = {"steady": iter([11.0, 11.0, 12.0, 11.0]), "disturbed": iter([30.0, 10.0, 40.0, 25.0])}
+    monkeypatch.setattr(choose, "_time", lambda name, path, batches: {1: next(rounds[name])})
+    timing, failed = choose.time_engines(dict.fromkeys(rounds, "e.tkf"), 1)
+    assert timing == {"steady": {1: 11.0}, "disturbed": {1: 10.0}} and failed == {}
+    assert fastest(timing) == "disturbed"
+
+
 def test_timing_ends_at_its_limit(tmp_path, engine_path, monkeypatch):
     monkeypatch.setattr(choose, "TIMEOUT_S", 0.01)
     timing, failed = choose.time_engines({"onnxruntime": str(engine_path)}, 1)
