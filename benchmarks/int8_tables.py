@@ -77,17 +77,14 @@ def passed(measured: Measured, name: str) -> bool | None:
     return ((measured["accuracy"] or {}).get("rows", {}).get(name) or {}).get("passed")
 
 
-def best_peer(measured: Measured, batch: int) -> tuple[str | None, list[str]]:
-    """(the fastest peer, those that are faster but fail the gate). What was not judged counts as right."""
+def best_peer(measured: Measured, batch: int) -> str | None:
+    """The fastest peer, whether it keeps the accuracy or not: the sterner measure."""
     medians = {
         name: found["median"]
         for name, one in measured["contestants"].items()
         if one["kind"] == "peer" and (found := spread(rounds_of(measured, name, batch)))
     }
-    right = [name for name in medians if passed(measured, name) is not False]
-    best = min(right, key=medians.__getitem__, default=None)
-    wrong = [name for name in medians if name not in right and (best is None or medians[name] < medians[best])]
-    return best, sorted(wrong, key=medians.__getitem__)
+    return min(medians, key=medians.__getitem__, default=None)
 
 
 # --- against the targets -----------------------------------------------------------------------------------
@@ -107,15 +104,11 @@ def _fast_enough(measured: Measured) -> Iterable[tuple[str, dict[str, Any]]]:
             target = f"batch {batch}: {AUTO} is {least} times as fast as {FLOAT}"
             yield target, _at_least(ratio(measured, FLOAT, batch), least)
     for batch in batches:
-        best, wrong = best_peer(measured, batch)
+        best = best_peer(measured, batch)
         verdict = _at_least(ratio(measured, best, batch) if best else None, OF_BEST_PEER)
         if best:
-            unjudged = "" if passed(measured, best) else ", whose accuracy was not measured"
-            verdict |= {"value": f"{verdict['value']}, of {best}{unjudged}"}
-        for name in wrong:
-            time = ratio(measured, name, batch)
-            told = f"{name} is at {time['median']:.2f} and fails the gate" if time else f"{name} fails the gate"
-            verdict |= {"value": f"{verdict['value']}; {told}"}
+            judged = {True: "", False: ", which fails the gate", None: ", whose accuracy was not measured"}
+            verdict |= {"value": f"{verdict['value']}, of {best}{judged[passed(measured, best)]}"}
         yield f"batch {batch}: {AUTO} has {OF_BEST_PEER} of the best peer's speed, or more", verdict
     for batch in batches:
         if batch >= RATED_FROM:
