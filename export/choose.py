@@ -46,7 +46,18 @@ def time_engines(paths: Mapping[str, str], max_batch: int) -> tuple[Timing, dict
 
 
 def _time(name: str, path: str, batches: list[int]) -> dict[int, float]:
-    command = [sys.executable, "-m", "tkfnet_engine.bench", path, "--json", "--samples", str(SAMPLES), "--batch"]
+    # What is timed was built by this very process.
+    command = [
+        sys.executable,
+        "-m",
+        "tkfnet_engine.bench",
+        path,
+        "--trust",
+        "--json",
+        "--samples",
+        str(SAMPLES),
+        "--batch",
+    ]
     try:
         result = subprocess.run([*command, *map(str, batches)], capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -8,14 +8,11 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .. import __version__
-from ..backends.registry import GRAPH, PACKED_WEIGHTS, WEIGHTS, backend_info, open_backend
+from .. import __version__, trust
+from ..backends.registry import GRAPH, PACKED_WEIGHTS, TENSORRT_PLAN, WEIGHTS, backend_info, open_backend
 from ..bundle import read_facts, write_bundle
 from ..console import say
 from ..errors import BackendError, VerificationError
@@ -24,31 +21,16 @@ from ..kernels.network import network_of
 from ..model.checkpoint import Checkpoint
 from ..model.fold import FoldedTKFNet, fold
 from .choose import fastest, time_engines
+from .draft import Draft
+from .layer_precisions import PRECISIONS_OF_GRAPH
 from .onnx_from_torch import bytes_from_onnx, onnx_from_folded
 from .request import Request, candidates, check_request, nothing_builds
+from .tensorrt_from_graph import UNVERIFIED, asked_precisions, golden_tensors, graph_runner, tensorrt_parts
 from .verify import GATED, VerificationSet, verification_set, verify
 from .verify_interpreted import verify_interpreted
 
 if TYPE_CHECKING:
     from .quantisation import Quantisation
-
-
-@dataclass
-class Draft:
-    """An engine before it is a file: what a backend opens (`registry.Artefacts`), and its facts."""
-
-    facts: dict[str, Any]
-    tensors: dict[str, Any] = field(default_factory=dict)
-
-    def names(self) -> list[str]:
-        return list(self.tensors)
-
-    def array(self, name: str) -> np.ndarray:
-        return self.tensors[name]
-
-    def pop(self, name: str) -> bytes:
-        # The draft is opened to be verified and written afterwards: it keeps what it gives.
-        return self.tensors[name]
 
 
 def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLike) -> dict[str, Any]:
@@ -84,6 +66,9 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
             failed[name] = error
     if not drafts:
         raise next(iter(failed.values()))
+    for name, draft in drafts.items():
+        if backend_info(name).executable and (why := trust.remember(draft.tensors[TENSORRT_PLAN])):
+            say(f"{out}: this machine keeps no record that you built it ({why}); loading it will need --trust")
     # What is built ahead cannot be timed here; then auto has one candidate.
     if request.backend == "auto" and not request.ahead:
         chosen, choice = _choose(drafts, request)
@@ -128,12 +113,7 @@ def _lower(
     kept_float: Sequence[str] = (),
 ) -> Draft:
     """The engine's tensors for one backend: its graph, its weights or its kernels, nothing else."""
-    core = {
-        "model": network.config.to_dict(),
-        "labels": list(checkpoint.labels),
-        "preprocessing": network.preprocessing.to_dict(),
-        "precision": request.precision,
-    }
+    core = core_facts(network, checkpoint, request.precision)
     facts = core | {
         "backend": name,
         "device": request.device,
@@ -142,21 +122,62 @@ def _lower(
         "hardware": _hardware(request),
         "checkpoint": {"sha256": checkpoint.sha256, "test": checkpoint.training.get("test")},
     }
-    if quantisation is not None:
-        tensors, layers = quantisation.lowered(name, kept_float, core, request, expected)
+    artefact = backend_info(name).artefact
+    if artefact == WEIGHTS:
+        return Draft(facts, {WEIGHTS + k: v.numpy() for k, v in network.state_dict().items()})
+    if artefact == PACKED_WEIGHTS:
+        facts["archs"] = list(request.archs)
+        tensors, layers = _fused(checkpoint, request, expected, quantisation, kept_float)
+    else:
+        graph = lowered_graph(network, name, core, quantisation, kept_float)
+        if artefact == GRAPH:
+            tensors = {GRAPH: graph}
+            layers = PRECISIONS_OF_GRAPH[name](graph) if quantisation else {}
+        else:
+            products = asked_precisions(network_of(network), request.precision, quantisation, kept_float)
+            parts = tensorrt_parts(graph, facts, products, request.tensorrt_options(name), request.log)
+            facts["tensorrt"], layers = parts.facts, parts.precisions
+            tensors = parts.tensors | golden_tensors(graph, facts, expected)
+    if quantisation:
         facts["quantisation"] = quantisation.facts(name, kept_float, layers, request.strict)
-        return Draft(facts | ({"archs": list(request.archs)} if request.archs else {}), tensors)
-    if backend_info(name).artefact == PACKED_WEIGHTS:
-        from .fused_from_folded import fused_tensors  # needs Triton, which no other backend does
+    return Draft(facts, tensors)
 
-        # From the float32 form: the kernels' packing rounds to FP16 once, and shifts the stem's weights by itself.
-        folded = fold(checkpoint.model, checkpoint.preprocessing)
-        tensors, _ = fused_tensors(folded, request.precision, request.max_batch, request.archs, expected)
-        return Draft(facts | {"archs": list(request.archs)}, tensors)
-    if backend_info(name).artefact == GRAPH:
-        return Draft(facts, {GRAPH: _graph(network, json.dumps(core))})
-    weights = {WEIGHTS + k: v.numpy() for k, v in network.state_dict().items()}
-    return Draft(facts, weights)
+
+def _fused(
+    checkpoint: Checkpoint,
+    request: Request,
+    expected: VerificationSet,
+    quantisation: Quantisation | None,
+    kept_float: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    from .fused_from_folded import fused_tensors  # needs Triton, which no other backend does
+
+    target = (request.precision, request.max_batch, request.archs, expected)
+    if quantisation:
+        return fused_tensors(quantisation.folded, *target, quantisation.table.scales(request.precision), kept_float)
+    # From the float32 form: the kernels' packing rounds to FP16 once, and shifts the stem's weights by itself.
+    return fused_tensors(fold(checkpoint.model, checkpoint.preprocessing), *target)
+
+
+def core_facts(network: FoldedTKFNet, checkpoint: Checkpoint, precision: str) -> dict[str, Any]:
+    """What every engine says of its network; it stands in a graph's metadata too."""
+    return {
+        "model": network.config.to_dict(),
+        "labels": list(checkpoint.labels),
+        "preprocessing": network.preprocessing.to_dict(),
+        "precision": precision,
+    }
+
+
+def lowered_graph(
+    network: FoldedTKFNet,
+    name: str,
+    core: dict[str, Any],
+    quantisation: Quantisation | None = None,
+    kept_float: Sequence[str] = (),
+) -> bytes:
+    """The ONNX graph for backend `name`. core: its `core_facts`."""
+    return quantisation.graph(name, kept_float, core) if quantisation else _graph(network, json.dumps(core))
 
 
 @functools.lru_cache(maxsize=1)
@@ -166,6 +187,10 @@ def _graph(network: FoldedTKFNet, core: str) -> bytes:
 
 
 def _verified(network: FoldedTKFNet, draft: Draft, expected: VerificationSet, request: Request) -> dict[str, Any]:
+    if request.ahead and TENSORRT_PLAN in draft.tensors:
+        say(f"{draft.facts['backend']}: {UNVERIFIED}; the graph it is built from is verified in ONNX Runtime")
+        report = verify(graph_runner(draft.tensors[GRAPH]), expected, request.precision, request.max_batch)
+        return {"state": UNVERIFIED, "graph": report}
     if request.ahead:
         shapes, weights = network_of(network), draft.tensors[PACKED_WEIGHTS]
         kept = draft.facts["quantisation"]["kept_float"] if "quantisation" in draft.facts else ()

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import BackendError
+from ..kernels.network import network_of
 from ..model.fold import FoldedTKFNet
+from .node_names import name_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -54,6 +56,7 @@ def onnx_from_folded(network: FoldedTKFNet, facts: dict[str, Any]) -> onnx.Model
     finally:
         exporter_log.setLevel(level)
     model = program.model_proto
+    name_nodes(model, network_of(network))
     _forget_the_exporter(model)
     model.producer_name, model.producer_version = PRODUCER, ""
     onnx.helper.set_model_props(model, {"tkfnet": json.dumps(facts, sort_keys=True, allow_nan=False)})

@@ -18,15 +18,13 @@ from onnx import NodeProto, helper, numpy_helper
 
 from ..errors import BackendError
 from ..kernels.network import Network
-from ..kernels.placement import Placement, Point, placement_of
+from ..kernels.placement import Placement, Point
 from ..kernels.quantise import INT8_MOST, quantised_weight
 from ..model.fold import HALF_PIXEL_SCALE
 from .calibration_table import CalibrationTable
 from .scales_from_histogram import UINT8_MOST
 
 HALF_OPSET = 21
-# What a product's name is followed by where it is its ReLU that is named.
-RELU = ".relu"
 
 
 @dataclass(frozen=True)
@@ -220,24 +218,6 @@ class _Rewriter:
         for part, array in arrays.items():
             self.graph.initializer.append(numpy_helper.from_array(np.asarray(array), f"{name}.{part}"))
 
-    def _name(self, nodes: list[NodeProto]) -> None:
-        """Products by their names, and what they and their ReLUs write too: by one of these runtimes report them."""
-        names = {product.module: product.name for product in placement_of(self.network).products}
-        tensors = {}
-        for node in nodes:
-            if node.op_type in ("Conv", "Gemm"):
-                module = node.input[1].removesuffix(".dq").removesuffix(".weight")
-                node.name = names.get(module, module)
-                tensors[node.output[0]] = node.name
-                readers = self.readers[node.output[0]]
-                tensors |= {r.output[0]: f"{node.name}{RELU}" for r, _ in readers if r.op_type == "Relu"}
-        for output in self.graph.output:
-            tensors.pop(output.name, None)
-        for node in nodes:
-            for names_of in (node.input, node.output):
-                for i, tensor in enumerate(names_of):
-                    names_of[i] = tensors.get(tensor, tensor)
-
     def _finish(self) -> None:
         """Nodes in order, and nothing that no output needs."""
         nodes = [*self.first, *self.inserted.pop("images", [])]
@@ -245,7 +225,6 @@ class _Rewriter:
             nodes.append(node)
             for name in node.output:
                 nodes += self.inserted.pop(name, [])
-        self._name(nodes)
         needed, kept = {output.name for output in self.graph.output}, []
         for node in reversed(nodes):
             if needed & set(node.output):

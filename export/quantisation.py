@@ -3,17 +3,17 @@ to float, unit by unit, where the engine does not keep its accuracy."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..backends.registry import GRAPH, PACKED_WEIGHTS, backend_info
 from ..bundle import write_bundle
 from ..console import say
 from ..errors import BackendError, VerificationError
@@ -27,16 +27,20 @@ from ..model.equalise import equalise
 from ..model.fold import FoldedTKFNet, fold
 from .calibration_table import CalibrationTable, read_table
 from .choose import time_engines
-from .layer_precisions import PRECISIONS_OF_GRAPH, silently_float
+from .layer_precisions import silently_float
 from .onnx_from_torch import bytes_from_onnx, onnx_from_folded
 from .ranges_from_data import cached_table
-from .request import Request
 from .sensitivity import sensitivity
 from .verify import VerificationSet
 
 # Which graph each runtime gets. OpenVINO takes symmetric maps too, but was both slower with them and less exact (20.0
 # instead of 35.9 dB on the shipped reference, OpenVINO 2026.4): it rounds between a ReLU's two sides.
-FLAVOUR_OF = {"onnxruntime": "narrow", "openvino": "unsigned"}
+FLAVOUR_OF = {
+    "onnxruntime": "narrow",
+    "openvino": "unsigned",
+    "tensorrt": "symmetric-half",
+    "tensorrt-rtx": "symmetric-half",
+}
 SENSITIVITY_IMAGES = 128
 # The batch at which the cost of a unit in float is told.
 TIMED_BATCH = 8
@@ -61,29 +65,16 @@ class Quantisation:
     def worst_first(self) -> list[str]:
         return sorted(self.sensitivity, key=lambda unit: (self.sensitivity[unit], unit))
 
-    def lowered(
-        self, name: str, kept_float: Sequence[str], core: dict[str, Any], request: Request, expected: VerificationSet
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """The tensors of an engine of backend `name`, and the precision that each of its products runs in.
-
-        core: the facts that stand in a graph's metadata.
-        """
-        if backend_info(name).artefact == PACKED_WEIGHTS:
-            from .fused_from_folded import fused_tensors  # needs Triton
-
-            scales = self.table.scales(self.precision)
-            return fused_tensors(
-                self.folded, self.precision, request.max_batch, request.archs, expected, scales, kept_float
-            )
+    def graph(self, name: str, kept_float: Sequence[str], core: dict[str, Any]) -> bytes:
+        """The Q/DQ graph for backend `name`. core: the facts that stand in its metadata."""
         from .qdq_from_onnx import FLAVOURS, qdq_from_onnx  # needs onnx, which fused engines do not
 
         flavour = FLAVOURS[FLAVOUR_OF[name]]
-        exported = _exported(self.folded, json.dumps(core))
+        exported = _exported(self.folded, json.dumps(core), flavour.half)
         placement = self.placement(kept_float)
-        graph = bytes_from_onnx(
+        return bytes_from_onnx(
             qdq_from_onnx(exported, self.folded, self.network, placement, self.table, flavour, self.most)
         )
-        return {GRAPH: graph}, PRECISIONS_OF_GRAPH[name](graph)
 
     def facts(self, name: str, kept_float: Sequence[str], layers: dict[str, str], strict: bool) -> dict[str, Any]:
         """For the engine file. What runs in another precision than asked for is said; with `strict` it is refused."""
@@ -114,14 +105,12 @@ class Quantisation:
 
 
 @functools.lru_cache(maxsize=1)
-def _exported(folded: FoldedTKFNet, core: str) -> Any:
-    return onnx_from_folded(folded, json.loads(core))
+def _exported(folded: FoldedTKFNet, core: str, half: bool) -> Any:
+    return onnx_from_folded(copy.deepcopy(folded).half() if half else folded, json.loads(core))
 
 
-def quantisation_of(
-    checkpoint: Checkpoint, precision: str, device: str, expected: VerificationSet, table_path: str | None
-) -> Quantisation:
-    """Calibrates (or reads `table_path`), equalises, and measures each unit. Raises as `calibrate` and `read_table`."""
+def calibrated(checkpoint: Checkpoint, precision: str, device: str, table_path: str | None) -> Quantisation:
+    """Calibrates (or reads `table_path`) and equalises. Raises as `calibrate` and `read_table`."""
     plain = fold(checkpoint.model, checkpoint.preprocessing)
     network = network_of(plain)
     if table_path is None:
@@ -129,15 +118,22 @@ def quantisation_of(
     else:
         table = read_table(table_path)
         table.check(checkpoint.sha256, checkpoint.preprocessing, network)
-    folded = equalise(plain, table.shifts)
     most = INT8_MOST
     if precision == "int8" and device == "cpu" and not has_exact_byte_products():
         most = REDUCED_MOST
         say("this processor adds products of bytes in 16 bits, which saturate: weights get seven bits")
+    return Quantisation(precision, equalise(plain, table.shifts), network, table, most, {})
+
+
+def quantisation_of(
+    checkpoint: Checkpoint, precision: str, device: str, expected: VerificationSet, table_path: str | None
+) -> Quantisation:
+    """`calibrated`, with the sensitivity of each unit measured."""
+    made = calibrated(checkpoint, precision, device, table_path)
     shares = np.linspace(0, len(expected.images) - 1, min(SENSITIVITY_IMAGES, len(expected.images))).astype(np.int64)
     drawn = expected.images[shares], expected.reference[shares]
-    found = sensitivity(folded, network, table, precision, *drawn)
-    quantisation = Quantisation(precision, folded, network, table, most, found)
+    found = sensitivity(made.folded, made.network, made.table, precision, *drawn)
+    quantisation = replace(made, sensitivity=found)
     say(f"SQNR in dB with one unit alone in {precision}, the worst first:")
     say(", ".join(f"{unit} {found[unit]:.1f}" for unit in quantisation.worst_first()))
     return quantisation

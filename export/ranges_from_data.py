@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..atomic import write_atomically
+from ..cache_folder import cache_folder
 from ..console import progress, say
 from ..data.cache import load_all
 from ..errors import FileError, UsageError
@@ -165,12 +166,9 @@ def cache_path(sha256: str, preprocessing: Preprocessing, name: str, fingerprint
 
     The fingerprint covers how many images were drawn, and which.
     """
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification has a relative one ignored.
-    if not os.path.isabs(folder):
-        folder = os.path.join(os.path.expanduser("~"), ".cache")
-    if not os.path.isabs(folder):
+    folder = cache_folder()
+    if folder is None:
         return None
     facts = [FORMAT_VERSION, sha256, preprocessing.to_dict(), name, fingerprint]
     key = hashlib.sha256(canonical(facts).encode()).hexdigest()
-    return os.path.join(folder, "tkfnet-engine", f"calibration-{key[:32]}.json")
+    return os.path.join(folder, f"calibration-{key[:32]}.json")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from ..backends.registry import BACKENDS, PACKED_WEIGHTS, backend_info, why_unavailable, why_unbuildable
+from ..backends.registry import BACKENDS, PACKED_WEIGHTS, TENSORRT_PLAN, backend_info, why_unavailable, why_unbuildable
 from ..errors import BackendError, UsageError
+from .tensorrt_options import TensorRtOptions
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,8 @@ class Request:
 
     archs: GPU architectures ("sm_90") that a fused engine is for; none where the GPU is too old for one. ahead: built
     for a GPU that is not here. calibration: the path of a table for a precision of eight bits; by default one is made.
-    strict: then no unit goes back to float.
+    strict: then no unit goes back to float. tensorrt: what `TensorRtOptions` is given beside backend and batch. log:
+    where TensorRT's whole log goes.
     """
 
     precision: str
@@ -26,11 +31,19 @@ class Request:
     ahead: bool = False
     calibration: str | None = None
     strict: bool = False
+    tensorrt: Mapping[str, Any] = field(default_factory=dict)
+    log: str = os.devnull
+
+    def tensorrt_options(self, backend: str) -> TensorRtOptions:
+        """`UsageError` for what does not go together."""
+        return TensorRtOptions(backend, self.max_batch, **self.tensorrt)
 
 
 def candidates(request: Request) -> list[str]:
-    """What `auto` tries: on a CPU every installed backend that runs without PyTorch, on CUDA every one there is."""
-    return [name for name in _suitable(request) if _why_not_buildable(name, request) is None]
+    """What `auto` tries: on a CPU every installed backend that runs without PyTorch, on CUDA every one there is. Of
+    those built ahead nothing can be timed: the first one."""
+    found = [name for name in _suitable(request) if _why_not_buildable(name, request) is None]
+    return found[:1] if request.ahead else found
 
 
 def _suitable(request: Request) -> list[str]:
@@ -79,7 +92,10 @@ def check_request(name: str, request: Request) -> None:
     if request.ahead and not info.ahead:
         raise UsageError(
             f"--backend {name} --device cuda: got no usable NVIDIA GPU, expected one to verify on; build with "
-            "--device cpu, or the fused engine, which can be built ahead"
+            "--device cpu, or one of those that can be built ahead: "
+            f"{', '.join(other.name for other in BACKENDS.values() if other.ahead)}"
         )
     if reason := _why_not_buildable(name, request):
         raise BackendError(f"backend {name}: {reason}")
+    if info.artefact == TENSORRT_PLAN:
+        request.tensorrt_options(name)

@@ -94,7 +94,7 @@ def network_of(folded: Any) -> Network:
         channel_means=tuple(255 * mean for mean in folded.preprocessing.mean),
         stem=folded.stem.out_channels,
         blocks=tuple(blocks),
-        pool=folded.tafe.pool if folded.config.tafe else None,
+        pool=folded.tafe.statistics.pool if folded.config.tafe else None,
         hidden=folded.dcif.squeeze.out_features if folded.config.dcif else 0,
         wide=folded.head[0].out_features,
         narrow=folded.head[1].out_features,

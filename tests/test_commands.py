@@ -382,7 +382,11 @@ def test_version_and_help(command):
         assert (shown.code, shown.out, shown.err) == (0, f"tkfnet-engine {__version__}\n", "")
     for flag in ("--help", "-h"):
         shown = command(flag)
-        assert shown.code == 0 and shown.err == "" and all(f"  {name} " in shown.out for name in COMMANDS)
+        assert (
+            shown.code == 0
+            and shown.err == ""
+            and all(f"  {name.replace('_', '-')} " in shown.out for name in COMMANDS)
+        )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -406,7 +410,7 @@ def test_an_unknown_command(command, argv):
         ["predict", "--no", "e", "a"], ["build", "--fp16", "--fp32"], ["build", "--backend", "tensorflow"],
         ["build", "--max-batch", "x"], ["build", "x"], ["build", "--device", "tpu"], ["evaluate", "e.tkf"],
         ["evaluate", "e.tkf", "--data", "synthetic", "--split", "all"], ["info"], ["info", "a.tkf", "b.tkf"],
-        ["bench", "e.tkf", "--batch"], ["bench", "e.tkf", "--samples", "1.5"], ["train"],
+        ["bench", "e.tkf", "--batch"], ["bench", "e.tkf", "--samples", "1.5"], ["train"], ["export_plan", "e.tkf"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -49,7 +49,7 @@ def test_arguments_are_passed_on():
 @pytest.mark.parametrize(
     ("kind", "code"),
     [("TkfnetError", 1), ("VerificationError", 2), ("BundleError", 3), ("ImageError", 4), ("DataError", 5),
-     ("CheckpointError", 6), ("BackendError", 7), ("FileError", 8), ("UsageError", 64)],
+     ("CheckpointError", 6), ("BackendError", 7), ("FileError", 8), ("TrustError", 9), ("UsageError", 64)],
 )  # fmt: skip
 def test_errors_are_one_line_and_their_code(kind, code, capsys):
     def command(argv):

@@ -10,6 +10,7 @@ from . import __version__
 from .console import run_command, say
 from .errors import UsageError
 
+# Modules; `tkfnet` takes their names with "-" for "_" as well, and shows them so.
 COMMANDS = {
     "predict": "name the expression on face images",
     "build": "make a verified engine file from a checkpoint",
@@ -19,12 +20,13 @@ COMMANDS = {
     "train": "train the reference network",
     "tune": "measure the fused kernels' tiles on this GPU",
     "calibrate": "measure the scales of INT8 engines",
+    "export_plan": "write an engine's TensorRT plan for trtexec, C++ or Triton",
 }
 
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name.replace('_', '-'):<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(["usage: tkfnet COMMAND .. (tkfnet COMMAND --help tells more)", "", *lines])
 
 
@@ -36,10 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] in (["--help"], ["-h"]):
         print(usage())
         return 0
-    if not arguments or arguments[0] not in COMMANDS:
+    name = arguments[0].replace("-", "_") if arguments else ""
+    if name not in COMMANDS:
         say(usage())
-        raise UsageError(f"command: got {arguments[0] if arguments else 'none'!r}, expected {', '.join(COMMANDS)}")
-    return importlib.import_module(f".{arguments[0]}", __package__).main(arguments[1:]) or 0
+        known = ", ".join(COMMANDS).replace("_", "-")
+        raise UsageError(f"command: got {arguments[0] if arguments else 'none'!r}, expected {known}")
+    return importlib.import_module(f".{name}", __package__).main(arguments[1:]) or 0
 
 
 def run() -> None:

@@ -21,10 +21,10 @@ from .errors import FileError
 _writing: set[str] = set()
 
 
-def write_atomically(path: str | os.PathLike[str], data: Any) -> None:
+def write_atomically(path: str | os.PathLike[str], data: Any, mode: int = 0o666) -> None:
     """Writes `data` (bytes-like, or an iterable of bytes-like chunks) to `path`: all of it or nothing.
 
-    A crash at any moment leaves the old file or the new one. The mode follows the umask. A symbolic link at
+    A crash at any moment leaves the old file or the new one. The mode is `mode` less the umask. A symbolic link at
     `path` is replaced, not followed. `FileError` where the system refuses, or where `path` is no regular file;
     any other error of the iterable passes as it is.
     """
@@ -43,7 +43,7 @@ def write_atomically(path: str | os.PathLike[str], data: Any) -> None:
     _writing.add(temporary)
     try:
         _remove_stale(folder, name)
-        descriptor = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
         for chunk in chunks:
             view = memoryview(chunk)
             _write_all(descriptor, view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import time
@@ -15,6 +16,7 @@ from .console import Parser, emit_json, progress, run_command
 from .engine import Engine
 from .errors import UsageError
 from .hardware import processor_name, usable_cores
+from .trust import TRUST_HELP
 
 MAX_BATCH = 4096
 WARM_UP_S = 0.5
@@ -30,6 +32,9 @@ def parser() -> Parser:
     p.add_argument("--samples", type=int, default=100, metavar="N", help="timed runs per batch size (default 100)")
     p.add_argument("--backend", help="another than the file's own")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: every core)")
+    p.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    p.add_argument("--layers", action="store_true", help="the time of each layer of a TensorRT engine instead")
+    p.add_argument("--chart", metavar="FILE", help="for --layers of one batch: a chart as .svg, .png or .pdf")
     p.add_argument("--json", action="store_true", help="JSON on standard output")
     return p
 
@@ -79,7 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(
             f"--batch {args.batch} --samples {args.samples}: expected 1 to {MAX_BATCH}, and samples from 1"
         )
-    with Engine.load(args.engine, backend=args.backend, threads=args.threads) as engine:
+    if args.chart and not (args.layers and len(args.batch) == 1):
+        raise UsageError("--chart: got it without --layers and one --batch, expected both; add them")
+    with Engine.load(args.engine, backend=args.backend, threads=args.threads, trusted=args.trust) as engine:
+        if args.layers:
+            return _layers(engine, args)
         facts = environment(engine) | {"threads": args.threads or usable_cores()}
         results = [time_batch(engine, batch, args.samples) for batch in args.batch]
     if args.json:
@@ -90,6 +99,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in results:
         cells = [f"{row[k]:>10.2f}" if row[k] is not None else f"{'-':>10}" for k in ("p50_ms", "p90_ms", "p99_ms")]
         print(f"{row['batch']:>6} {' '.join(cells)} {row['images_per_s']:>10.1f}")
+    return 0
+
+
+def _layers(engine: Engine, args: argparse.Namespace) -> int:
+    from .layer_profile import draw_profile, profile_layers, text_of_profile
+
+    found = [profile_layers(engine, args.engine, batch, args.samples) for batch in args.batch]
+    if args.chart:
+        draw_profile(found[0], args.chart)
+    if args.json:
+        emit_json({"environment": environment(engine), "profiles": found})
+    else:
+        print("\n\n".join(map(text_of_profile, found)))
     return 0
 
 

@@ -13,6 +13,7 @@ from .bundle import SUFFIX
 from .console import Parser, run_command, say
 from .errors import BackendError, UsageError, VerificationError
 from .kernels.chips import ARCHS, arch_named
+from .tensorrt_flags import TENSORRT, add_tensorrt_flags, dry_run, rebuild, tensorrt_settings
 
 REFERENCE = "tkfnet_reference.safetensors"
 
@@ -42,12 +43,23 @@ def parser() -> Parser:
     p.add_argument("--max-batch", type=int, default=32, metavar="N", help="largest batch in one run (default 32)")
     p.add_argument("--verify-data", metavar="DATA", help="test images to verify on (default: rendered faces)")
     p.add_argument("--out", help="the engine file (default: tkfnet-PRECISION.tkf)")
+    add_tensorrt_flags(p)
     return p
 
 
 def reference_checkpoint() -> str:
     """The path of the checkpoint that ships with the package."""
     return os.path.join(os.path.dirname(__file__), "assets", REFERENCE)
+
+
+def checked_out(out: str) -> str:
+    """`UsageError` for a name that is no engine file's, or whose folder is not there."""
+    if not out.endswith(SUFFIX):
+        raise UsageError(f"--out: got {out!r}, expected a name that ends in {SUFFIX}; change it")
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(folder):
+        raise UsageError(f"--out: the folder {folder} is not there; make it first")
+    return out
 
 
 def _archs(named: Sequence[str] | None, device: str) -> tuple[str, ...]:
@@ -60,7 +72,10 @@ def _archs(named: Sequence[str] | None, device: str) -> tuple[str, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
+    if args.source:
+        return rebuild(p, args)
     if args.strict:
         if args.precision not in ("float32", "int8"):
             raise UsageError(f"--strict-int8: got it with {args.precision}; leave one of them out")
@@ -69,12 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"--calibration: {args.precision} needs none; give --int8 or --fp8 as well, or leave it out")
     if not 1 <= args.max_batch <= 4096:
         raise UsageError(f"--max-batch: got {args.max_batch}, expected 1 to 4096")
-    out = args.out or f"tkfnet-{args.precision}{SUFFIX}"
-    if not out.endswith(SUFFIX):
-        raise UsageError(f"--out: got {out!r}, expected a name that ends in {SUFFIX}; change it")
-    folder = os.path.dirname(os.path.abspath(out))
-    if not os.path.isdir(folder):
-        raise UsageError(f"--out: the folder {folder} is not there; make it first")
+    tensorrt = tensorrt_settings(args)
+    out = checked_out(args.out or f"tkfnet-{args.precision}{SUFFIX}")
     try:
         import torch
     except ImportError as error:
@@ -90,8 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = "cuda" if args.device == "cuda" or (args.device == "auto" and gpu) else "cpu"
     if args.device == "auto" and args.backend != "auto" and device not in BACKENDS[args.backend].devices:
         device = BACKENDS[args.backend].devices[0]
+    ahead = device == "cuda" and not gpu
     if args.device == "auto":
-        why = "an NVIDIA GPU is here" if device == "cuda" else "no NVIDIA GPU is used"
+        why = {"cpu": "no NVIDIA GPU is used", "cuda": "an NVIDIA GPU is here"}[device]
+        why = f"{args.backend} runs on nothing else, and no NVIDIA GPU is used here" if ahead else why
         say(f"building for the {'GPU' if device == 'cuda' else 'CPU'}: {why}")
     if args.precision == "float8" and device == "cpu":
         raise UsageError(
@@ -99,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "build for one elsewhere, or --int8"
         )
     suited = tuple(name for name, arch in ARCHS.items() if arch.fp8 or args.precision != "float8")
-    archs, ahead = _archs(args.arch, device), device == "cuda" and not gpu
+    # TensorRT takes its own: it builds for GPUs that our kernels are not for, and the other way round.
+    named = None if args.backend in TENSORRT else args.arch
+    archs = _archs(named, device)
     if unfit := [name for name in archs if name not in suited]:
         raise UsageError(f"--fp8 --arch {' '.join(unfit)}: got no FP8 there, expected {', '.join(suited)}, or --int8")
     if device == "cuda" and gpu:
@@ -113,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ahead = bool(archs)
     elif ahead:
         archs = archs or suited
-    if ahead:
+    if ahead and args.backend not in TENSORRT:
         say(f"no NVIDIA GPU of {', '.join(archs)} is used here: building ahead, for one elsewhere")
     if device == "cpu" and args.precision == "float16":
         say("float16 on a CPU: the engine stores FP16 and rounds to it; most processors compute it in float32")
@@ -130,7 +145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ahead,
         args.calibration,
         args.strict,
+        tensorrt,
+        args.log or f"{out.removesuffix(SUFFIX)}.tensorrt.log",
     )
+    if args.dry_run:
+        return dry_run(checkpoint, request)
     try:
         facts = build_engine(checkpoint, request, out)
     except VerificationError as error:
@@ -138,9 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("")
         raise
     report = facts["verification"]
+    state = f"; {report['state']}; its graph:" if "state" in report else ";"
+    report = report.get("graph", report)
     say(
         f"wrote {out}: {facts['backend']} on {facts['device']}, {facts['precision']}, "
-        f"{os.path.getsize(out) / 1e6:.1f} MB; SQNR {report['sqnr_db']} dB, top-1 agreement "
+        f"{os.path.getsize(out) / 1e6:.1f} MB{state} SQNR {report['sqnr_db']} dB, top-1 agreement "
         f"{report['top1_agreement']:.2%} on {report['images']} images"
     )
     return 0

@@ -178,12 +178,16 @@ def _layout(raw: bytes, size: int) -> tuple[dict[str, Any], dict[str, _Entry]]:
 
 
 class Bundle:
-    """The verified content of an engine file, held in memory: later changes to the file do not reach it."""
+    """The verified content of an engine file, held in memory: later changes to the file do not reach it.
+
+    facts: docs/engine-file.md. sha256: the file's digest. path: as it was opened.
+    """
 
     def __init__(self, path: str, facts: dict[str, Any], entries: dict[str, _Entry], data: dict, sha256: str):
         self.facts = facts
         self.sha256 = sha256
-        self._path, self._entries, self._data = path, entries, data
+        self.path = path
+        self._entries, self._data = entries, data
 
     def __contains__(self, name: object) -> bool:
         return name in self._data
@@ -195,7 +199,7 @@ class Bundle:
     def bytes(self, name: str):
         """The tensor's `bytes`, not copied. `BundleError` if the file has no such tensor."""
         if name not in self._data:
-            found = f"{self._path}: no tensor {_quoted(name)} among {len(self._data)}"
+            found = f"{self.path}: no tensor {_quoted(name)} among {len(self._data)}"
             raise BundleError(f"{found}; expected it in this engine; build it again with this version", "tensor")
         return self._data[name]
 
@@ -203,7 +207,7 @@ class Bundle:
         """A read-only view of the tensor. BF16 has no numpy dtype: `BundleError`, take `.bytes`."""
         data, (dtype, shape, _) = self.bytes(name), self._entries[name]
         if dtype == "BF16":
-            raise BundleError(f"{self._path}: tensor {name} is BF16; expected a dtype of numpy; use .bytes", "bfloat16")
+            raise BundleError(f"{self.path}: tensor {name} is BF16; expected a dtype of numpy; use .bytes", "bfloat16")
         return np.frombuffer(data, np.dtype(_DTYPES[dtype][0]).newbyteorder("<")).reshape(shape)
 
     def pop(self, name: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from .backends.registry import BACKENDS, CLOSED, Runner, backend_info, open_backend
-from .bundle import read_bundle
-from .errors import BackendError, BundleError, ImageError, UsageError
+from .bundle import Bundle, read_bundle
+from .errors import BackendError, BundleError, ImageError, TrustError, UsageError
 from .hardware import has_exact_byte_products
 from .preprocess import stack_crops
 from .spec import PRECISIONS, Preprocessing, TKFNetConfig
+from .trust import why_not_own
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -59,23 +61,34 @@ class Engine:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, backend: str | None = None, device: str = "auto", threads: int | None = None
+        cls,
+        path: str | os.PathLike,
+        backend: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        trusted: bool = False,
     ) -> Engine:
         """Opens an engine file, after checking every byte of it.
 
         backend: another than the file's own, if the file holds what it runs from. device: "auto" is the one the
-        engine was built for. threads: of the CPU, default every core this process may use. Raises `BundleError`
-        for a bad file, `BackendError` where the backend or device is not there, `UsageError` for a bad argument.
+        engine was built for. threads: of the CPU, default every core this process may use. trusted: also run a program
+        that this user did not build on this machine, as a TensorRT plan is one; `TrustError` without. Raises
+        `BundleError` for a bad file, `BackendError` where the backend or device is not there, `UsageError` for a bad
+        argument.
         """
         if device not in DEVICES:
             raise UsageError(f"device: got {device!r}, expected one of {', '.join(DEVICES)}")
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
             raise UsageError(f"threads: got {threads!r}, expected a whole number or None for every core")
+        if type(trusted) is not bool:
+            raise UsageError(f"trusted: got {trusted!r}, expected True or False; True lets the file run as a program")
         bundle = read_bundle(path)
         facts = checked_facts(path, bundle.facts)
         name = facts["backend"] if backend is None else backend_info(backend).name
         chosen = facts["device"] if device == "auto" else device
         _check_bytes(facts, name)
+        if not trusted:
+            _check_origin(path, name, bundle)
         return cls(facts, open_backend(name, facts, bundle, chosen, threads), name, chosen)
 
     @property
@@ -101,9 +114,7 @@ class Engine:
                 f"batch: got {got}, expected a uint8 array [N, {size}, {size}, 3] of RGB pixels; "
                 "predict() takes crops of any size"
             )
-        runner = self._runner
-        if runner is None:
-            raise BackendError(CLOSED)
+        runner = self._held()
         limit = self._facts["max_batch"]
         parts = [runner.run(np.ascontiguousarray(batch[i : i + limit])) for i in range(0, len(batch), limit)]
         logits = np.concatenate(parts) if parts else np.empty((0, classes), np.float32)
@@ -123,17 +134,32 @@ class Engine:
         with `__cuda_stream__`; by default CUDA's default stream. Returns the logits once the work is queued: leave
         `pixels` alone until the stream has done it. Unlike `logits` it does not look whether the answer is finite.
         `ImageError` or `UsageError` for another shape or dtype, `BackendError` for memory that is not this GPU's, and
-        from every backend but fused.
+        from every backend but fused and TensorRT.
         """
-        runner = self._runner
-        if runner is None:
-            raise BackendError(CLOSED)
-        return runner.run_device(pixels, logits, stream)
+        return self._held().run_device(pixels, logits, stream)
 
     def predict(self, images: Sequence[np.ndarray] | np.ndarray) -> Prediction:
         """Expressions of uint8 RGB face crops: a list of [H, W, 3] of any size, or an array [N, H, W, 3]."""
         batch = stack_crops(images, self.input_size)
         return Prediction(softmax(self.logits(batch)), self.labels)
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What TensorRT's inspector says of the running engine's layers: docs/tensorrt.md has their keys.
+        `BackendError` from every other backend."""
+        return self._held().layers()
+
+    def profile(self, batch: int = 1, runs: int = 20) -> list[tuple[str, float]]:
+        """Each layer of a TensorRT engine and its median milliseconds in `runs` runs of `batch` random images. Being
+        watched slows it: the sum is more than `bench` measures. `BackendError` from every other backend."""
+        if not 1 <= batch <= self._facts["max_batch"] or runs < 1:
+            limit = self._facts["max_batch"]
+            raise UsageError(f"profile: got batch {batch} and {runs} runs, expected 1 to {limit}, and runs from 1")
+        return self._held().profile(batch, runs)
+
+    def _held(self) -> Any:
+        if (runner := self._runner) is None:
+            raise BackendError(CLOSED)
+        return runner
 
     def close(self) -> None:
         runner, self._runner = self._runner, None
@@ -161,6 +187,24 @@ def _check_bytes(facts: dict[str, Any], backend: str) -> None:
             "this processor sums products of bytes in 16 bits, which saturate, and the engine was built for one that "
             "does not: its accuracy is not what the build proved; build it again on this machine"
         )
+
+
+def _check_origin(path: str | os.PathLike, backend: str, bundle: Bundle) -> None:
+    """Refuses a program of another's making, before anything of the library that would run it is imported.
+
+    It looks at the very bytes that the backend will take out of `bundle`, and at all it could take.
+    """
+    info = backend_info(backend)
+    if not info.executable:
+        return
+    for name in bundle.names():
+        if name.startswith(info.artefact) and (why := why_not_own(bundle.bytes(name))):
+            file = os.fsdecode(path)
+            raise TrustError(
+                f"{file}: its {name} runs as a program on this machine, with your rights, and {why}; rebuild it from "
+                f"the graph inside: python -m tkfnet_engine.build --from {shlex.quote(file)} --out NEW.tkf; or, if it "
+                "comes from someone you trust, load it with trusted=True (--trust)"
+            )
 
 
 def checked_facts(path: str | os.PathLike, facts: dict[str, Any]) -> dict[str, Any]:

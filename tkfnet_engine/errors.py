@@ -53,6 +53,12 @@ class BackendError(TkfnetError, RuntimeError):
     exit_code = 7
 
 
+class TrustError(BackendError):
+    """An engine holds a program for this machine's processor that this user did not build here and has not trusted."""
+
+    exit_code = 9
+
+
 class FileError(TkfnetError, OSError):
     """A file cannot be written, or what stands at its path is no regular file. The system's error is `__cause__`."""
 

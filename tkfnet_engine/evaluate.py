@@ -12,6 +12,7 @@ from .engine import Engine
 from .errors import DataError
 from .metrics import Scores, confusion_matrix
 from .spec import LABELS
+from .trust import TRUST_HELP
 
 BATCH = 32
 
@@ -23,6 +24,7 @@ def parser() -> Parser:
     p.add_argument("--split", default="test", choices=SPLITS, help="which part of the data (default test)")
     p.add_argument("--json", action="store_true", help="JSON on standard output")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: every core)")
+    p.add_argument("--trust", action="store_true", help=TRUST_HELP)
     return p
 
 
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     faces = open_data(args.data, args.split)
     if faces.skipped:
         say(faces.skipped_summary())
-    with Engine.load(args.engine, threads=args.threads) as engine:
+    with Engine.load(args.engine, threads=args.threads, trusted=args.trust) as engine:
         scores = evaluate(engine, faces)
     if args.json:
         emit_json(

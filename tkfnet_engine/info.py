@@ -1,6 +1,7 @@
 """`python -m tkfnet_engine.info ENGINE`: shows what an engine file is, after checking every byte of it.
 
-With --plan it shows what each launch of a fused network costs (`plan_report`), of a file or of a network not yet built.
+With --plan it shows what each launch of a fused network costs (`plan_report`), of a file or of a network not yet built;
+with --layers what TensorRT made of the network (`layer_report`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from .backends.trt_compatibility import MODULES
 from .bundle import read_facts
 from .console import Parser, emit_json, run_command
 from .engine import checked_facts
@@ -27,6 +29,9 @@ def parser() -> Parser:
     p.add_argument("engine", metavar="ENGINE", nargs="?", help="an engine file (.tkf); --plan can do without")
     p.add_argument("--json", action="store_true", help="everything as JSON on standard output")
     p.add_argument("--plan", action="store_true", help="each kernel launch, its code and its cost; needs no GPU")
+    p.add_argument("--layers", action="store_true", help="each layer of a TensorRT engine; needs no GPU")
+    p.add_argument("--live", action="store_true", help="for --layers, ask TensorRT here, which runs the file's plan")
+    p.add_argument("--trust", action="store_true", help="for --live: run the plan of a file from someone trusted")
     p.add_argument("--batch", type=int, metavar="N", help="images per run, for --plan (default 1)")
     p.add_argument("--arch", help="architecture, for --plan (default sm_90)")
     p.add_argument("--chip", help="count for this chip, such as H200, for --plan (default: one of the architecture)")
@@ -38,12 +43,18 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
+    if args.plan and args.layers:
+        raise UsageError("--plan: got --layers as well; leave one of them out")
+    if not args.layers and (given := [f"--{name}" for name in ("live", "trust") if getattr(args, name)]):
+        raise UsageError(f"{', '.join(given)}: got no --layers, which they are for; add it, or leave them out")
     if args.plan:
         return _plan(args)
     if given := [f"--{name}" for name in _PLAN_FLAGS if getattr(args, name) is not None]:
         raise UsageError(f"{', '.join(given)}: got no --plan, which they are for; add it, or leave them out")
     if args.engine is None:
         p.error("the following arguments are required: ENGINE")
+    if args.layers:
+        return _layers(args)
     facts = checked_facts(args.engine, read_facts(args.engine))
     if args.json:
         emit_json(facts)
@@ -56,6 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "see them with --json, or build it again"
             ) from None
         print(text)
+    return 0
+
+
+def _layers(args: argparse.Namespace) -> int:
+    from .layer_report import report_of_layers, text_of_layers
+
+    found = report_of_layers(args.engine, args.live, args.trust)
+    if args.json:
+        emit_json(found)
+    else:
+        print(text_of_layers(found))
     return 0
 
 
@@ -98,8 +120,14 @@ def _text(path: str, facts: dict[str, Any]) -> str:
         rows.append(("chosen by", f"{choice['by']}: {timed}"))
     if quantisation := facts.get("quantisation"):
         rows += _quantisation_rows(quantisation)
+    if tensorrt := facts.get("tensorrt"):
+        rows += _tensorrt_rows(facts["backend"], tensorrt)
+    if "state" in report:
+        rows.append(("this plan", report["state"]))
+        report = report["graph"] | {"executor": "graph"}
     if report:
         where = {None: "", "interpreter": " in Triton's interpreter", "emulator": " in the kernels' emulator"}
+        where["graph"] = " in ONNX Runtime, of the graph it is built from"
         needs = f" (needs {report['required_sqnr_db']})" if "required_sqnr_db" in report else ""
         rows.append(
             (
@@ -117,6 +145,22 @@ def _text(path: str, facts: dict[str, Any]) -> str:
             )
         )
     return "\n".join(f"{name:<11} {value}" for name, value in rows)
+
+
+def _tensorrt_rows(backend: str, found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the plan is for, and what did not become what was asked for."""
+    profile, count, product = found["profiles"][0], len(found["profiles"]), MODULES[backend][1]
+    batches = f"{profile['min']} to {profile['max']} images, tuned for {profile['opt']}"
+    on = f", built on {found['gpu']}, driver {found['driver']}" if found["gpu"] else ""
+    rows = [
+        ("plan", f"{product} {found['version']}, for compute capability {', '.join(found['capabilities'])}{on}"),
+        ("batches", f"{batches}; {count} at once" if profile["min"] < profile["max"] else f"{profile['max']} images"),
+    ]
+    if given := ", ".join(f"{name} {value}" for name, value in found["options"].items() if value):
+        rows.append(("options", given))
+    if found["not_as_asked"]:
+        rows.append(("NOT ASKED", ", ".join(f"{name} in {ran}" for name, ran in found["not_as_asked"].items())))
+    return rows
 
 
 def _quantisation_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

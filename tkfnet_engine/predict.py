@@ -11,6 +11,7 @@ from .console import Parser, emit_json, run_command
 from .engine import Engine, Prediction
 from .errors import UsageError
 from .preprocess import crop_box, decode_image, resize_crop
+from .trust import TRUST_HELP
 
 BATCH = 32
 
@@ -24,6 +25,7 @@ def parser() -> Parser:
     )
     p.add_argument("--json", action="store_true", help="a JSON list on standard output")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: every core)")
+    p.add_argument("--trust", action="store_true", help=TRUST_HELP)
     return p
 
 
@@ -38,7 +40,7 @@ def parse_box(text: str) -> tuple[int, int, int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     box = None if args.box is None else parse_box(args.box)
-    with Engine.load(args.engine, threads=args.threads) as engine:
+    with Engine.load(args.engine, threads=args.threads, trusted=args.trust) as engine:
         results = []
         for start in range(0, len(args.images), BATCH):
             names = args.images[start : start + BATCH]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from gpu_state import ROOT
 
 _PROBE = """
 import json, platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 def named(name):
     try:
         return version(name)
@@ -21,6 +22,9 @@ def named(name):
         return None
 found = {"python": platform.python_version()}
 found |= {name: named(name) for name in ("torch", "triton", "numpy", "cuda-bindings")}
+# Several packages bring each, by the version of CUDA.
+bringing = packages_distributions()
+found |= {name: named(bringing[name][0]) for name in ("tensorrt", "tensorrt_rtx") if name in bringing}
 try:
     import torch
 except ImportError as error:
@@ -45,10 +49,12 @@ _CLOCKS = {
 }
 
 
-def probe() -> dict[str, Any]:
-    """Versions, and of the first visible GPU name, capability, size; or under "no_gpu" why there is none."""
+def probe(variables: Mapping[str, str]) -> dict[str, Any]:
+    """Versions, and of the first visible GPU name, capability, size; or under "no_gpu" why there is none. variables:
+    the environment's."""
+    command = [sys.executable, "-c", _PROBE]
     try:
-        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=180, cwd="/")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd="/", env=variables)
         found = json.loads(done.stdout.strip().splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
         return {"no_gpu": f"PyTorch could not be asked for a GPU ({type(error).__name__})"}

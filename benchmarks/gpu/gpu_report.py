@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gpu_state import PARTS
+from gpu_state import PARTS, TENSORRT_BUILDS, TENSORRT_SIZES
 
 # Targets on an H200. Latency: microseconds of a batch of 1. Times: against PyTorch's compiler, by batch. All are of
 # FP16 but those of INT8, which are against FP16.
@@ -16,12 +16,15 @@ IMAGES_PER_S = 116_000
 INT8_IMAGES_PER_S = 200_000
 INT8_TIMES = {1: 1.0, 256: 1.5}
 TIMES_COMPILED = {1: 1.5, 2: 1.5, 4: 1.5, 8: 1.5, 256: 1.2}
+# By batch: what is compared with TensorRT's FP16 engine that was tuned for it.
+AGAINST_TENSORRT = {1: "batch 1: not slower than TensorRT", 256: "batch 256: images/s against TensorRT"}
 COLD_START_MS = 300.0
 CHIP = "H200"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # What `network` times, in the order of the table.
 OURS = ("fused", "fused_fixed", "fused_call", "fused_int8", "fused_float8")
-ENGINES = (*OURS, "eager", "eager_graph", "compiled", "compiled_graph")
+TENSORRT = ("tensorrt", "tensorrt_int8", "tensorrt_call")
+ENGINES = (*OURS, "eager", "eager_graph", "compiled", "compiled_graph", *TENSORRT)
 # The parts that measure launches.
 LAUNCHES = {"FP16": "launches", "INT8": "launches-int8", "FP8": "launches-float8"}
 
@@ -65,14 +68,19 @@ def verdicts(parts: Parts) -> list[dict[str, Any]]:
     rate = _result(parts, "network-256", "engines", "fused", "images_per_s")
     add(f"batch 256 at {IMAGES_PER_S:,} images/s", rate, "{:,.0f} images/s", lambda value: value >= IMAGES_PER_S)
 
-    def times(target: str, ratio: dict[str, float] | None, least: float) -> None:
+    def times(target: str, ratio: dict[str, float] | None, least: float, of: str = "") -> None:
+        """of: what it is compared with, where its name says too little."""
         ratio = ratio or {}
-        text = "{:.2f} x" + (f" ({ratio['lowest']:.2f} to {ratio['highest']:.2f})" if ratio else "")
+        text = "{:.2f} x" + (f" ({ratio['lowest']:.2f} to {ratio['highest']:.2f})" if ratio else "") + of
         add(target, ratio.get("median"), text, lambda value: value >= least)
 
     for batch, least in TIMES_COMPILED.items():
         ratio = _result(parts, f"network-{batch}", "ratios", "compiled")
         times(f"batch {batch}: {least} x as fast as torch.compile max-autotune", ratio, least)
+    for batch, target in AGAINST_TENSORRT.items():
+        ratio = _result(parts, f"network-{batch}", "ratios", "tensorrt")
+        library = _result(parts, f"network-{batch}", "engines", "tensorrt", "library")
+        times(target, ratio, 1.0, f", {library}" if library else "")
     rate = _result(parts, "network-256", "engines", "fused_int8", "images_per_s")
     target = f"INT8, batch 256 at {INT8_IMAGES_PER_S:,} images/s"
     add(target, rate, "{:,.0f} images/s", lambda value: value >= INT8_IMAGES_PER_S)
@@ -107,7 +115,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _machine_line(environment: dict[str, Any]) -> str:
-    keys = ("driver", "cuda", "torch", "triton")
+    keys = ("driver", "cuda", "torch", "triton", "tensorrt", "tensorrt_rtx")
     versions = ", ".join(f"{k} {environment[k]}" for k in keys if environment.get(k))
     return f"{environment.get('chip')}: {versions}; sources {str(environment.get('sources'))[:12]}"
 
@@ -151,23 +159,26 @@ def _launch_cell(found: dict[str, Any] | None) -> str:
 
 
 def _network_lines(parts: Parts) -> list[str]:
-    """Microseconds of a batch by engine, images/s of ours in FP16, how many times as long torch.compile's program and
-    FP16 beside INT8 take."""
-    columns = (*ENGINES, "images/s", "compiled/ours", "fp16/int8")
-    widths = [max(9, len(name)) for name in columns]
-    lines = [" ".join([f"{'batch':>5}", *(f"{name:>{width}}" for name, width in zip(columns, widths))])]
+    """Microseconds of a batch by engine, images/s of ours in FP16, how many times as long torch.compile's program,
+    TensorRT's engine, and FP16 beside INT8 take. Columns are headed in two lines: so they fit."""
+    heads = [*(name.partition("_")[::2] for name in ENGINES), ("images/s", "")]
+    heads += [("compiled", "/ours"), ("tensorrt", "/ours"), ("fp16", "/int8")]
+    lines = [
+        " ".join([f"{'batch' if first else '':>5}", *(f"{text:>8}" for text in row)]).rstrip()
+        for first, row in zip((True, False), zip(*heads))
+    ]
     for batch in BATCHES:
         engines = _result(parts, f"network-{batch}", "engines")
         if not engines:
-            lines.append(f"{batch:>5} {_status_cell(parts.get(f'network-{batch}')):>9}")
+            lines.append(f"{batch:>5} {_status_cell(parts.get(f'network-{batch}')):>8}")
             continue
         cells = [_us(engines.get(name)) for name in ENGINES]
         rate = engines.get("fused", {}).get("images_per_s")
-        ratio = _result(parts, f"network-{batch}", "ratios", "compiled", "median")
-        faster = _result(parts, f"network-{batch}", "speedups", "fused_int8", "median")
+        ratios = [_result(parts, f"network-{batch}", "ratios", of, "median") for of in ("compiled", "tensorrt")]
+        ratios.append(_result(parts, f"network-{batch}", "speedups", "fused_int8", "median"))
         cells.append("-" if rate is None else f"{rate:,.0f}")
-        cells += ["-" if times is None else f"{times:.2f} x" for times in (ratio, faster)]
-        lines.append(" ".join([f"{batch:>5}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths))]))
+        cells += ["-" if times is None else f"{times:.2f} x" for times in ratios]
+        lines.append(" ".join([f"{batch:>5}", *(f"{cell:>8}" for cell in cells)]))
     return [*lines, "us per batch, median"]
 
 
@@ -218,13 +229,16 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _gate_lines(parts: Parts) -> list[str]:
-    """The accuracy gate of each precision in eight bits, and in what its products really run."""
+    """The accuracy gate of each engine in eight bits, and in what its products really run."""
+    builds = {name: _result(parts, name) for name in ("build-int8", "build-float8")}
+    name = TENSORRT_BUILDS["int8"]
+    builds |= {f"{name}, {size}": _result(parts, name, "engines", size) for size in TENSORRT_SIZES}
     rows = []
-    for name in ("build-int8", "build-float8"):
-        gate = _result(parts, name, "verification", "gate")
-        quantised = _result(parts, name, "quantisation") or {}
+    for name, found in builds.items():
+        gate = (found or {}).get("verification", {}).get("gate")
         if gate is None:
             continue
+        quantised = found.get("quantisation", {})
         kinds = list(quantised.get("layers", {}).values())
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         back = ", ".join(step["unit"] for step in quantised.get("back_to_float", [])) or "none"

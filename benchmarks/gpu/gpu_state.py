@@ -26,6 +26,18 @@ ENGINES = {"float16": "engine.tkf", "int8": "engine-int8.tkf", "float8": "engine
 ENGINE, FACES, TABLE, LABELLED = ENGINES["float16"], "faces.npz", "calibration.json", "labelled.npz"
 # The part that builds each.
 BUILDS = {"float16": "build", "int8": "build-int8", "float8": "build-float8"}
+# The parts that build TensorRT's, of each precision two: "small" and "large".
+TENSORRT_BUILDS = {"float16": "build-trt", "int8": "build-trt-int8"}
+TENSORRT_SIZES = ("small", "large")
+# The largest batch of a small one.
+SMALL_MOST = 8
+# Of the output folder: what was unpacked of the wheels that a run was given.
+WHEELS = "wheels"
+
+
+def tensorrt_file(precision: str, size: str) -> str:
+    """Of the output folder. size: of `TENSORRT_SIZES`."""
+    return f"trt-{precision}-{size}.tkf"
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Part:
 
 
 _EIGHT_BITS = ("int8", "float8")
-_TAKEN = tuple(BUILDS[precision] for precision in _EIGHT_BITS)
+_TAKEN = (*(BUILDS[precision] for precision in _EIGHT_BITS), *TENSORRT_BUILDS.values())
 
 
 def _build(precision: str) -> Part:
@@ -55,6 +67,13 @@ def _build(precision: str) -> Part:
 def _launches(precision: str) -> Part:
     of = ("--precision", precision)
     return Part(f"launches-{precision}", "part_launches.py", of, 60, needs=("build", BUILDS[precision]))
+
+
+def _tensorrt(precision: str) -> Part:
+    products = tuple(tensorrt_file(precision, size) for size in TENSORRT_SIZES)
+    needs = ("build",) if precision == "float16" else ("calibrate",)
+    of = ("--precision", precision)
+    return Part(TENSORRT_BUILDS[precision], "part_tensorrt.py", of, 120, products=products, needs=needs)
 
 
 def _network(batch: int) -> Part:
@@ -73,6 +92,7 @@ PARTS = (
     Part("launches", "part_launches.py", needs=("build",)),
     Part("calibrate", "part_calibrate.py", least_s=90, products=(TABLE, LABELLED)),
     *(part(precision) for precision in _EIGHT_BITS for part in (_build, _launches)),
+    *map(_tensorrt, TENSORRT_BUILDS),
     *map(_network, (1, 256, 8, 32)),
     Part("tests", "part_tests.py", least_s=180, needs=("build",), takes=_TAKEN),
     Part("cold_start", "part_cold_start.py", needs=("build",)),

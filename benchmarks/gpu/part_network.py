@@ -9,9 +9,12 @@
     eager_graph     the same in a CUDA graph; the next input is copied in
     compiled        torch.compile(mode="max-autotune") of it, called; it replays CUDA graphs of its own
     compiled_graph  the same kernels, captured into one CUDA graph; the next input is copied in
+    tensorrt        TensorRT's engine in FP16 by TensorRT's own calls, in a CUDA graph; the next input is copied in
+    tensorrt_int8   the same in INT8
+    tensorrt_call   `Engine.logits_on_device` of the engine file that holds TensorRT's in FP16
 
 Each answers rendered faces first; one that errs gets no time. Compiling takes minutes: what needs none is timed and
-written before, and all together after. Engines in eight bits are there where `build-int8` and `build-float8` are done.
+written before, and all together after. Engines in eight bits and TensorRT's are there where their builds are done.
 """
 
 from __future__ import annotations
@@ -19,136 +22,24 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gpu_common import (
-    Call,
-    EngineParts,
-    Faces,
-    PlanReplay,
-    add_took,
-    folded_network,
-    interleaved,
-    part_parser,
-    queueing_us,
-    spread,
-    this_arch,
-    times_as_long,
-)
-from gpu_state import BUILDS, ENGINES, RIGHT, WRONG, write_json
+from gpu_common import Call, EngineParts, Faces, PlanReplay, add_took, folded_network, part_parser, this_arch
+from gpu_race import EIGHT_BITS, TENSORRT, TENSORRT_CALL, Race, captured, random_inputs
+from gpu_state import BUILDS, ENGINES, RIGHT, TENSORRT_BUILDS, WRONG, write_json
+from gpu_tensorrt import Rival, engine_path, on_device, unlike
 from torch import Tensor
 
 from tkfnet_engine import Engine
-from tkfnet_engine.compare import compare
-from tkfnet_engine.export.verify import REQUIRED_SQNR_DB
 
 ROUNDS, SAMPLES = 7, 8
 HOST_SAMPLES = 60
 # Compilation for a second form is not begun with less time left.
 SECOND_COMPILE_S = 120.0
-# Engines in eight bits, as they race.
-EIGHT_BITS = {"fused_int8": "int8", "fused_float8": "float8"}
-
-
-def random_inputs(batch: int, size: int) -> list[Tensor]:
-    """Several batches of random pixels; of large batches together more than the last cache holds."""
-    draw = torch.Generator("cuda").manual_seed(batch)
-    shape = (batch, size, size, 3)
-    count = 8 if batch <= 64 else 4
-    return [torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8, device="cuda") for _ in range(count)]
-
-
-def sqnr_db(call: Call, faces: Faces, batch: int, required: float) -> float:
-    """Of the answers to some of the faces, asked `batch` at a time. required: what is asked for."""
-    count = min(len(faces.pixels), max(batch, 64)) // batch * batch
-    parts = []
-    for first in range(0, count, batch):
-        pixels = torch.from_numpy(faces.pixels[first : first + batch]).to("cuda")
-        parts.append(call(pixels).float().cpu().numpy().copy())
-    report = compare(faces.logits[:count], np.concatenate(parts), required).to_dict()
-    return report["sqnr_db"]
-
-
-def captured(call: Call, example: Tensor) -> Call:
-    """`call` as one CUDA graph over an input of its own, into which each call's pixels are copied."""
-    static = example.clone()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call(static)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = call(static)
-
-    def replay(pixels: Tensor) -> Tensor:
-        static.copy_(pixels)
-        graph.replay()
-        return logits
-
-    return replay
-
-
-class Race:
-    """The engines of one batch. `result` is what is known so far; `left_out` why an engine has no time."""
-
-    def __init__(self, batch: int, faces: Faces, inputs: Sequence[Tensor]):
-        self.batch, self.faces = batch, faces
-        self._calls: dict[str, Call] = {}
-        self._inputs: dict[str, Sequence[Tensor]] = {}
-        self._all_inputs = inputs
-        self.sqnr: dict[str, float] = {}
-        self.left_out: dict[str, str] = {}
-
-    def enter(self, name: str, make: Callable[[], Call], fixed: bool = False) -> Call | None:
-        """Makes an engine and lets it race if it is right. Ours may not fail; what fails of the others is a fact."""
-        required = REQUIRED_SQNR_DB[EIGHT_BITS.get(name, "float16")]
-        try:
-            call = make()
-            call(self._all_inputs[0])
-            self.sqnr[name] = sqnr_db(call, self.faces, self.batch, required)
-        except Exception as error:
-            if name.startswith("fused") and name not in EIGHT_BITS:
-                raise
-            traceback.print_exc()
-            # An engine in eight bits is ours too, and no reason to lose the others' times.
-            what = "wrong" if name in EIGHT_BITS else "left out"
-            self.left_out[name] = f"{what}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-            return None
-        if self.sqnr[name] < required:
-            self.left_out[name] = f"wrong: SQNR {self.sqnr[name]} dB"
-            return None
-        self._calls[name] = call
-        self._inputs[name] = self._all_inputs[:1] if fixed else self._all_inputs
-        return call
-
-    @property
-    def wrong(self) -> list[str]:
-        """Of our engines, those that were built and are wrong."""
-        ours = {name: why for name, why in self.left_out.items() if name.startswith("fused")}
-        return [f"{name}: {why}" for name, why in ours.items() if not why.startswith("left out")]
-
-    def run(self, rounds: int, samples: int) -> dict[str, Any]:
-        """The figures of all that are in the race, how many times as long as `fused` each takes, and how many times as
-        fast as it those in eight bits are."""
-        taken = interleaved(self._calls, self._inputs, rounds, samples)
-        engines: dict[str, Any] = {n: spread(r, self.batch) | {"sqnr_db": self.sqnr[n]} for n, r in taken.items()}
-        for name, call in self._calls.items():
-            engines[name]["queueing_us"] = queueing_us(call, self._inputs[name])
-        engines |= {name: {"median_us": None, "reason": reason} for name, reason in self.left_out.items()}
-        ours = taken.get("fused")
-        others = {name: rounds for name, rounds in taken.items() if name != "fused" and ours}
-        return {
-            "engines": engines,
-            "ratios": {name: times_as_long(r, ours) for name, r in others.items()},
-            "speedups": {name: times_as_long(ours, r) for name, r in others.items() if name in EIGHT_BITS},
-        }
 
 
 class Ours:
@@ -159,13 +50,10 @@ class Ours:
         self.engine, self._stream = Engine.load(out / ENGINES[precision]), stream
         self._replay = PlanReplay(parts, parts.plans[batch])
         self._logits = torch.empty(batch, len(self.engine.labels), device="cuda")
+        self.call = on_device(self.engine, batch, stream)
 
     def replay(self, pixels: Tensor) -> Tensor:
         self._replay.replay(self._stream, pixels.data_ptr(), self._logits.data_ptr())
-        return self._logits
-
-    def call(self, pixels: Tensor) -> Tensor:
-        self.engine.logits_on_device(pixels, self._logits, self._stream)
         return self._logits
 
     def same(self, pixels: Tensor) -> bool:
@@ -189,6 +77,36 @@ def enter_eight_bits(race: Race, took: Sequence[str], make: Callable[[str], Ours
             return ours.replay
 
         race.enter(name, checked)
+
+
+def enter_tensorrt(
+    race: Race, took: Sequence[str], make: Callable[[str], Rival], load: Callable[[], Call], example: Tensor
+) -> None:
+    """Enters TensorRT's engines that were built. make: precision -> one by TensorRT's own calls. load: the one in FP16
+    as our package runs it."""
+    rivals: dict[str, Rival] = {}
+    for name, precision in TENSORRT.items():
+        if TENSORRT_BUILDS[precision] not in took:
+            race.left_out[name] = f"left out: {TENSORRT_BUILDS[precision]} is not done"
+            continue
+
+        def made(name: str = name, precision: str = precision) -> Call:
+            rivals[name] = rival = make(precision)
+            race.notes[name] = {"library": rival.library, "how": rival.how}
+            return rival.call
+
+        race.enter(name, made)
+    if TENSORRT_BUILDS["float16"] not in took:
+        race.left_out[TENSORRT_CALL] = race.left_out["tensorrt"]
+        return
+
+    def ours() -> Call:
+        call, rival = load(), rivals.get("tensorrt")
+        if rival is not None and (why := unlike(rival.call, call, example)):
+            raise RuntimeError(why)
+        return call
+
+    race.enter(TENSORRT_CALL, ours)
 
 
 def host_latency(engine: Engine, batch: int, samples: int) -> dict[str, float]:
@@ -233,6 +151,13 @@ def main() -> int:
     race.enter("eager", lambda: network)
     race.enter("eager_graph", lambda: captured(network, inputs[0]))
 
+    def tensorrt_call() -> Call:
+        # This run has built it; in a container of another name the package would not know that.
+        opened = Engine.load(engine_path(args.out, "float16", batch), trusted=True)
+        return on_device(opened, batch, stream.cuda_stream)
+
+    enter_tensorrt(race, args.took, lambda of: Rival(args.out, of, batch, inputs[0]), tensorrt_call, inputs[0])
+
     result: dict[str, Any] = {"batch": batch, "complete": False, "call_equals_replay": same}
     result["host_to_host"] = host_latency(ours.engine, batch, HOST_SAMPLES)
     wrong = race.wrong
@@ -244,7 +169,7 @@ def main() -> int:
         result.update(race.run(ROUNDS, SAMPLES))
         result["summary"] = ", ".join(
             f"{name} {found['median_us']} us, {found['images_per_s']} images/s"
-            for name in ("fused", *EIGHT_BITS)
+            for name in ("fused", *EIGHT_BITS, *TENSORRT)
             if (found := result["engines"].get(name, {})).get("median_us") is not None
         )
         if wrong:

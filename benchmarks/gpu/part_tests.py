@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_common import add_took, part_parser
-from gpu_state import BUILDS, ENGINES, RIGHT, ROOT, WRONG, write_json
+from gpu_state import BUILDS, ENGINES, RIGHT, ROOT, TENSORRT_BUILDS, WRONG, tensorrt_file, write_json
 
 # How the tests find the engines that were built, so that they need not build one, and whose network they are.
 ENGINE_VARIABLES = {
@@ -18,6 +18,7 @@ ENGINE_VARIABLES = {
     "int8": "TKFNET_GPU_ENGINE_INT8",
     "float8": "TKFNET_GPU_ENGINE_FLOAT8",
 }
+TENSORRT_VARIABLES = {"float16": "TKFNET_GPU_TENSORRT", "int8": "TKFNET_GPU_TENSORRT_INT8"}
 CHECKPOINT_VARIABLE = "TKFNET_GPU_CHECKPOINT"
 
 
@@ -40,7 +41,9 @@ def counted(path: Path) -> dict[str, Any]:
 def engines_of(out: Path, took: list[str]) -> dict[str, str]:
     """The variables that name the engines which were built. took: the parts that are done, beside FP16's."""
     built = [precision for precision, part in BUILDS.items() if part in ("build", *took)]
-    return {ENGINE_VARIABLES[precision]: str(out / ENGINES[precision]) for precision in built}
+    found = {ENGINE_VARIABLES[precision]: str(out / ENGINES[precision]) for precision in built}
+    of_tensorrt = [precision for precision, part in TENSORRT_BUILDS.items() if part in took]
+    return found | {TENSORRT_VARIABLES[p]: str(out / tensorrt_file(p, "small")) for p in of_tensorrt}
 
 
 def main() -> int:

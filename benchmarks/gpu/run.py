@@ -1,6 +1,6 @@
 """Everything that needs an NVIDIA GPU, in one command that goes on where it was cut off: `make gpu`.
 
-    python benchmarks/gpu/run.py --out gpu-out [--minutes 9] [--only PART ..] [--again] [--list]
+    python benchmarks/gpu/run.py --out gpu-out [--minutes 9] [--only PART ..] [--again] [--list] [--wheels DIR]
 
 Installs nothing from a network and leaves the GPU's settings alone. Each part (`gpu_state.PARTS`) runs in a process of
 its own and is recorded as soon as it ends; it is done once for the same sources, GPU and PyTorch. Exit codes: 0 every
@@ -23,7 +23,8 @@ from typing import Any, NoReturn
 
 from gpu_machine import clocks, commit, make_importable, probe
 from gpu_report import date_now, markdown, record_name, table, verdicts
-from gpu_state import PARTS, RIGHT, ROOT, SKIPPED, WRONG, Part, State, read_json, source_hash, write_json
+from gpu_state import PARTS, RIGHT, ROOT, SKIPPED, WHEELS, WRONG, Part, State, read_json, source_hash, write_json
+from gpu_wheels import unpack
 
 # Of errors.BackendError and errors.UsageError; the package may not be importable yet.
 NO_GPU, USAGE = 7, 64
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--list", action="store_true", help="say which parts there are, and what is known of them")
     p.add_argument("--record", action=argparse.BooleanOptionalAction, default=True, help="copy to benchmarks/results/")
     p.add_argument("--checkpoint", type=Path, help="whose network (default: the shipped reference)")
+    p.add_argument("--wheels", type=Path, metavar="DIR", help="unpack the wheels in it, for this run and later ones")
     return p
 
 
@@ -83,8 +85,11 @@ def run_part(part: Part, out: Path, limit_s: float, more: Sequence[str] = ()) ->
 
 
 def _environment(out: Path) -> dict[str, str]:
-    """The parts': nothing is interpreted, and what is compiled for PyTorch stays for the next run."""
+    """The parts': nothing is interpreted, what is compiled for PyTorch stays for the next run, and the wheels that were
+    unpacked are found first."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if (out / WHEELS).is_dir():
+        kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(out / WHEELS), kept.get("PYTHONPATH"))))
     return kept | {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor")}
 
 
@@ -162,7 +167,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for part in parts:
             print(f"{part.name:<27} {records.get(part.name, {}).get('status', 'not begun')}")
         return 0
-    environment = probe()
+    if args.wheels:
+        try:
+            say(f"--wheels: {unpack(args.wheels, out / WHEELS)}")
+        except ValueError as error:
+            say(f"--wheels {args.wheels}: {error}")
+            return USAGE
+    environment = probe(_environment(out))
     if reason := environment.get("no_gpu"):
         say(f"make gpu needs an NVIDIA GPU, and {reason}; run it where `nvidia-smi` shows one, or name a Python whose "
             "PyTorch sees it: make gpu GPU_PYTHON=..")  # fmt: skip

@@ -17,6 +17,14 @@ def fake_library(tmp_path_factory):
 
 
 @pytest.fixture
+def trt(gpu, tmp_path, monkeypatch):
+    """As `gpu`, with the stand-in for TensorRT for RTX on a GPU that it supports, and the cache folder "cache"."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prelude = "from fake_tensorrt import *\ninstall()\n"
+    return lambda code, **settings: gpu(prelude + code, **({"cc": 86} | settings))
+
+
+@pytest.fixture
 def gpu(fake_library, tmp_path):
     """gpu(code, free=1000, ..): runs the code in a process that sees the stand-in, in `tmp_path`, and gives its log."""
     if reason := why_unavailable("fused"):

@@ -6,7 +6,7 @@
  * A "cubin" is the text "ENTRY SIGNATURE", one letter per parameter: p a pointer, i an int32.
  *
  * FAKE_CUDA_DEVICES=1  FAKE_CUDA_CC=90  FAKE_CUDA_DRIVER=13000  FAKE_CUDA_FREE=bytes  FAKE_CUDA_SHARED=232448
- * FAKE_CUDA_SLEEP=microseconds that cuStreamSynchronize takes
+ * FAKE_CUDA_SLEEP=microseconds that cuStreamSynchronize takes  FAKE_CUDA_CONTEXT=of every address, if not its device's
  * FAKE_CUDA_FAIL=cuMemAlloc:2:2,..   the 2nd cuMemAlloc returns code 2; codes from 700 on stick
  */
 #define _GNU_SOURCE
@@ -216,7 +216,8 @@ R cuMemsetD8Async(P to, unsigned char v, size_t size, void *s) {
 }
 R cuPointerGetAttribute(void *out, int which, P at) {
   CURRENT Memory *m = holding(at, 1); if (!m) return INVALID_VALUE;
-  if (which == 2) *(unsigned *)out = m->pinned ? 1 : 2;
+  if (which == 1) *(void **)out = (void *)(P)setting("FAKE_CUDA_CONTEXT", m->device + 1);
+  else if (which == 2) *(unsigned *)out = m->pinned ? 1 : 2;
   else if (which == 9) *(int *)out = m->device;
   else return INVALID_VALUE;
   return OK;
@@ -238,6 +239,7 @@ R cuStreamSynchronize(void *s) {
   if (stream_of(s)->capturing) return CAPTURING;
   drain(stream_of(s), 0, 0); return sticky;
 }
+R cuStreamQuery(void *s) { CURRENT return stream_of(s)->head ? NOT_READY : OK; }
 R cuStreamIsCapturing(void *s, int *status) {
   CURRENT *status = stream_of(s)->capturing; return stream_of(s)->alive ? OK : INVALID_HANDLE;
 }
@@ -250,6 +252,7 @@ R cuEventCreate(Event **e, unsigned flags) {
   CURRENT (void)flags; *e = events[ne++] = calloc(1, sizeof(Event)); (*e)->alive = 1; return OK;
 }
 R cuEventDestroy(Event *e) { CURRENT if (!e->alive) return INVALID_HANDLE; e->alive = 0; return OK; }
+R cuEventDestroy_v2(Event *e) { return cuEventDestroy(e); } /* by this name for those who do not ask cuGetProcAddress */
 R cuEventRecord(Event *e, void *s) {
   CURRENT if (!e->alive || !stream_of(s)->alive) return INVALID_HANDLE;
   e->stream = stream_of(s); queue(e->stream, (Op){.kind = RECORD, .event = e, .seq = ++e->issued}); return OK;

@@ -73,8 +73,8 @@ for count in (4, 1, 3):
 def test_a_session_waits_for_the_caller_that_used_it_before(then, gpu):
     """One session only: the work on the first stream must be done before the second may touch its buffers."""
     log = gpu(f"""
-from tkfnet_engine.backends import fused_session
-fused_session.MAX_SESSIONS = 1
+from tkfnet_engine.backends import session_pool
+session_pool.MAX_SESSIONS = 1
 runner, one, two = opened(), stream(), stream()
 first = runner.run_device(OnGpu(faces(2, seed=1)), stream=one)
 if {then == "the host"}:
@@ -171,8 +171,8 @@ assert np.array_equal(y.numpy()[:1], answers(faces(2)[:1]))
 def test_the_stand_in_notices_a_missing_wait(gpu):
     """The stand-in must be able to fail the tests above: without the wait, the first stream's work is not done."""
     gpu("""
-from tkfnet_engine.backends import fused_session
-fused_session.MAX_SESSIONS = 1
+from tkfnet_engine.backends import fused_session, session_pool
+session_pool.MAX_SESSIONS = 1
 fused_session.Session._follow = lambda *_: None
 runner, one = opened(), stream()
 first = runner.run_device(OnGpu(faces(2, seed=1)), stream=one)

@@ -17,6 +17,7 @@ from tkfnet_engine.backends.registry import (
     BACKENDS,
     GRAPH,
     PACKED_WEIGHTS,
+    TENSORRT_PLAN,
     WEIGHTS,
     backend_info,
     open_backend,
@@ -46,11 +47,19 @@ def without(monkeypatch):
     return hide
 
 
+@pytest.fixture
+def with_tensorrt(monkeypatch):
+    """As if both were installed: the full one comes from its vendor's own index only."""
+    real = importlib.util.find_spec
+    ours = ("tensorrt", "tensorrt_rtx")
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name, *more: name in ours or real(name, *more))
+
+
 def test_the_table_is_sound():
     for name, info in BACKENDS.items():
         assert info.name == name and info.requires and info.install.startswith("pip install")
         assert set(info.devices) <= {"cpu", "cuda"} and set(info.precisions) <= set(PRECISIONS)
-        assert info.artefact in (GRAPH, WEIGHTS, PACKED_WEIGHTS)
+        assert info.artefact in (GRAPH, WEIGHTS, PACKED_WEIGHTS, TENSORRT_PLAN)
         # PyTorch is what an engine file is meant to do without.
         assert info.standalone == ("torch" not in info.requires)
         assert importlib.util.find_spec(f"tkfnet_engine.backends.{info.module}")
@@ -64,7 +73,7 @@ def test_an_unknown_backend_is_named_beside_the_known(name):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_missing_library_comes_with_how_to_get_it(name, without):
+def test_a_missing_library_comes_with_how_to_get_it(name, with_tensorrt, without):
     assert why_unavailable(name) is None
     without(*BACKENDS[name].requires)
     reason = why_unavailable(name)
@@ -89,7 +98,7 @@ def test_an_engine_whose_library_is_missing_says_so(without, engine_path):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_device_it_does_not_run_on_is_refused(name):
+def test_a_device_it_does_not_run_on_is_refused(name, with_tensorrt):
     with pytest.raises(
         BackendError, match=f"backend {name}: got device 'tpu', expected {' or '.join(BACKENDS[name].devices)}"
     ):
@@ -109,7 +118,7 @@ def test_cuda_without_a_gpu_is_refused(name, build, small_checkpoint_path, tmp_p
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("held", [(), ("other", "graph", "weight"), None])
-def test_an_artefact_that_is_missing_is_named(name, held):
+def test_an_artefact_that_is_missing_is_named(name, held, with_tensorrt):
     artefact = BACKENDS[name].artefact
     if held is None:
         held = (GRAPH if artefact == WEIGHTS else WEIGHTS + "stem.weight",)

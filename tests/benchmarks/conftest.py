@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,8 @@ for step in flags["--do"].split(","):
     elif name == "child":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         write(os.path.join(out, value), str(child.pid))
+    elif name == "import":
+        write(result, json.dumps({"summary": __import__(value).where}))
     elif name == "sleep":
         time.sleep(float(value))
     elif name == "raise":
@@ -81,3 +84,52 @@ def out(tmp_path):
 def begun(out):
     """begun(): the parts that were begun, in order."""
     return lambda: (out / "begun").read_text().split() if (out / "begun").exists() else []
+
+
+# --- TensorRT --------------------------------------------------------------------------------------------
+
+FAKE_TRT = Path(__file__).with_name("fake_trt.py")
+
+
+@pytest.fixture(scope="session")
+def graph():
+    """uint8 images [N, 16, 16, 3] -> logits [N, 7], as ONNX."""
+    onnx = pytest.importorskip("onnx")
+    weights = np.random.default_rng(1).normal(size=(16 * 16 * 3, 7)).astype(np.float32) / 1000
+    helper, types = onnx.helper, onnx.TensorProto
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=types.FLOAT),
+        helper.make_node("Flatten", ["floats"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("images", types.UINT8, ["N", 16, 16, 3])],
+        [helper.make_tensor_value_info("logits", types.FLOAT, ["N", 7])],
+        [onnx.numpy_helper.from_array(weights, "weights")],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+def _fake(name):
+    spec = importlib.util.spec_from_file_location(name, FAKE_TRT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def rtx():
+    """A stand-in for TensorRT for RTX."""
+    return _fake("tensorrt_rtx")
+
+
+@pytest.fixture(scope="session")
+def full():
+    """The full TensorRT, which has no settings for contexts."""
+    module = _fake("tensorrt")
+    del module.DynamicShapesKernelSpecializationStrategy
+    module.Engine.create_execution_context = lambda self: module.Context(self._held, self._session, self._log)
+    del module.Context.is_stream_capturable
+    return module

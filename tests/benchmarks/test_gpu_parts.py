@@ -128,14 +128,14 @@ def test_figures_of_an_engine(scripts_importable):
 
 @pytest.fixture
 def race(monkeypatch, scripts_importable):
+    import gpu_race
     import numpy as np
-    import part_network
 
-    monkeypatch.setattr(part_network, "sqnr_db", lambda call, faces, batch, required: call(None))
-    monkeypatch.setattr(part_network, "interleaved", lambda calls, inputs, r, s: {n: [[5.0, 5.0]] * r for n in calls})
-    monkeypatch.setattr(part_network, "queueing_us", lambda call, inputs: 3.0)
-    faces = part_network.Faces(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 7)))
-    return part_network.Race(4, faces, [None, None])
+    monkeypatch.setattr(gpu_race, "sqnr_db", lambda call, faces, batch, required: call(None))
+    monkeypatch.setattr(gpu_race, "interleaved", lambda calls, inputs, r, s: {n: [[5.0, 5.0]] * r for n in calls})
+    monkeypatch.setattr(gpu_race, "queueing_us", lambda call, inputs: 3.0)
+    faces = gpu_race.Faces(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 7)))
+    return gpu_race.Race(4, faces, [None, None])
 
 
 def test_an_engine_that_errs_gets_no_time(race):

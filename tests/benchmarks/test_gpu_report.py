@@ -20,7 +20,10 @@ def network(batch: int, us: float, times: float) -> dict:
     engines["fused_int8"] = engine(us / 1.75, batch)
     engines["fused_float8"] = {"median_us": None, "reason": "left out: build-float8 is not done"}
     engines["compiled_graph"] = {"median_us": None, "reason": "left out: no time was left"}
-    ratios = {"compiled": {"median": times, "lowest": times - 0.1, "highest": times + 0.1}}
+    engines["tensorrt"] = engine(1.25 * us, batch) | {"library": "tensorrt 10.13.2", "how": "one CUDA graph"}
+    engines["tensorrt_int8"] = {"median_us": None, "reason": "left out: build-trt-int8 is not done"}
+    ratios = {"tensorrt": {"median": 1.25, "lowest": 1.2, "highest": 1.3}}
+    ratios |= {"compiled": {"median": times, "lowest": times - 0.1, "highest": times + 0.1}}
     ratios["fused_int8"] = {"median": 0.571, "lowest": 0.56, "highest": 0.58}
     speedups = {"fused_int8": {"median": 1.75, "lowest": 1.72, "highest": 1.79}}
     return {"summary": f"{us} us", "engines": engines, "ratios": ratios, "speedups": speedups}
@@ -62,6 +65,8 @@ def results(scripts_importable):
     clean = {"found": 0, "summary": "clean"}
     parts |= {f"sanitizer-{tool}": record(dict(clean)) for tool in ("memcheck", "racecheck", "synccheck")}
     parts |= {"build-int8": record(build_int8()), "launches-int8": record(launches())}
+    of_tensorrt = {"small": build_int8(), "large": build_int8() | {"verification": {"gate": GATE | {"images": 2099}}}}
+    parts["build-trt-int8"] = record({"summary": "tensorrt 10.13.2: small 30.1 MB", "engines": of_tensorrt})
     parts |= {"tests": record({"summary": "50 passed"}), "soak": record({"summary": "1000 runs"})}
     return {
         "date": "2026-11-22T10:00:00Z",
@@ -79,7 +84,7 @@ def met(parts: dict) -> dict:
 
 def test_every_target_is_judged(results):
     found = met(results["parts"])
-    assert len(found) == 14 and set(found.values()) == {True}
+    assert len(found) == 16 and set(found.values()) == {True}
     assert set(met({}).values()) == {None}
 
 
@@ -91,6 +96,8 @@ def test_every_target_is_judged(results):
         ("network-256", ("engines", "fused", "images_per_s"), 116_000, 115_999, "batch 256 at 116,000 images/s"),
         ("network-4", ("ratios", "compiled", "median"), 1.5, 1.49, "batch 4: 1.5 x as fast"),
         ("network-256", ("ratios", "compiled", "median"), 1.2, 1.19, "batch 256: 1.2 x as fast"),
+        ("network-1", ("ratios", "tensorrt", "median"), 1.0, 0.999, "batch 1: not slower than TensorRT"),
+        ("network-256", ("ratios", "tensorrt", "median"), 1.0, 0.999, "batch 256: images/s against TensorRT"),
         (
             "network-256",
             ("engines", "fused_int8", "images_per_s"),
@@ -119,10 +126,12 @@ def test_what_was_left_out_is_not_measured(results):
     parts = copy.deepcopy(results["parts"])
     parts["sanitizer-memcheck"] = record({"reason": "not installed"}, "skipped", "not installed")
     parts["network-8"]["result"]["ratios"] = {}
+    del parts["network-256"]["result"]["ratios"]["tensorrt"]
     parts["network-1"]["result"]["engines"]["fused"] = {"median_us": None, "reason": "wrong: SQNR 3 dB"}
     found = met(parts)
     unknown = {name for name, is_met in found.items() if is_met is None}
-    assert len(unknown) == 4 and all(n.startswith(("compute-sanitizer mem", "batch 8:", "batch 1 in")) for n in unknown)
+    expected = ("compute-sanitizer mem", "batch 8:", "batch 1 in", "batch 256: images/s against")
+    assert len(unknown) == 5 and all(name.startswith(expected) for name in unknown)
 
 
 def test_the_table_is_short_and_says_it_all(results):
@@ -133,8 +142,25 @@ def test_the_table_is_short_and_says_it_all(results):
     for wanted in ("NVIDIA H200", "580.159.04", "120 kernels", "38.0", "121,905", "1.80 x", "50 passed", "0.70", "55%"):
         assert wanted in text, wanted
     assert max(map(len, text.splitlines())) <= 150
-    assert "MISSED" not in text and text.count("met ") == 14 and "left out" in text
+    assert "MISSED" not in text and text.count("met ") == 16 and "left out" in text
     assert "1.75 x (1.72 to 1.79)" in text and "213,333 images/s" in text
+    assert "batch 1: not slower than TensorRT: 1.25 x (1.20 to 1.30), tensorrt 10.13.2" in text
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("batch    fused    fused    fused"))
+    assert lines[first + 1].split()[:4] == ["fixed", "call", "int8", "float8"] and "tensorrt" in lines[first]
+    assert lines[first + 2].startswith("    1     38.0") and " 47.5 left out        - " in lines[first + 2]
+    assert lines[first + 2].endswith("1.80 x   1.25 x   1.75 x")
+
+
+def test_the_table_is_short_wherever_everything_is_done(results):
+    from gpu_report import table
+    from gpu_state import PARTS
+
+    results["parts"] = {part.name: record({"summary": "done"}) for part in PARTS} | results["parts"]
+    results["parts"]["launches-float8"] = record(launches())
+    results["environment"] = ENVIRONMENT | {"chip": "NVIDIA L4", "tensorrt": "10.13.2"}
+    text = table(results)
+    assert len(text.splitlines()) <= 60 and "tensorrt 10.13.2;" in text
 
 
 def test_the_table_shows_what_failed_and_what_is_missing(results):
@@ -177,6 +203,9 @@ def test_markdown_has_every_launch_and_whole_rows(results):
     assert text.count("| layer7 |") == 10 and "| 256 | 2100.0 (2099.0 to 2101.0)" in text
     assert "## Launches, FP16, batch 8" in text and "## Launches, INT8, batch 8" in text
     assert "| build-int8 | 2100 | 91.20% | 90.50% | 98.76% | 1.33% | 2 int8, 1 float16 | tafe.merge |" in text
+    for size, images in (("small", 2100), ("large", 2099)):
+        gate = f"{images} | 91.20% | 90.50% | 98.76% | 1.33% | 2 int8, 1 float16 | tafe.merge |"
+        assert f"| build-trt-int8, {size} | {gate}" in text
     assert "0.57 (0.56 to 0.58)" in text and "left out: build-float8 is not done" in text
     assert "| 8 | 58.0 (57.0 to 59.0) |" in text and "1.80 (1.70 to 1.90)" in text
     assert "a \\| b c" in text

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -231,7 +232,7 @@ def machine(gpu_run, monkeypatch, tmp_path, out):
         monkeypatch.setattr(gpu_run, "PARTS", tuple(parts))
         monkeypatch.setattr(gpu_run, "make_importable", lambda: None)
         found = {"chip": chip, "torch": "2.11.0", "driver": "580.1", "cuda": "13.0", "triton": "3.6.0"}
-        monkeypatch.setattr(gpu_run, "probe", lambda: dict(found))
+        monkeypatch.setattr(gpu_run, "probe", lambda variables: dict(found))
         monkeypatch.setattr(gpu_run, "clocks", lambda: {"sm_mhz": 1980.0})
         monkeypatch.setattr(gpu_run, "date_now", lambda: "2026-11-22T10:00:00Z")
         return gpu_run.main(["--out", str(out), *flags])
@@ -278,6 +279,37 @@ def test_another_gpu_begins_anew(machine, fake, begun):
 def test_no_record_where_none_is_wanted(machine, fake, out):
     assert machine([fake("build")], "--no-record") == 0
     assert not machine.results.exists() and (out / "results.json").exists()
+
+
+def test_wheels_are_unpacked_once_and_found_first_from_then_on(machine, fake, out, tmp_path, begun, capsys):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "carried-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("carried/__init__.py", "where = 'here'")
+    parts = [fake("build", "import=carried")]
+    assert machine(parts) == 1, "the part imports what is not there"
+    assert machine(parts, "--wheels", str(wheels)) == 0
+    assert "carried-1.0: unpacked into" in capsys.readouterr().err
+    assert machine(parts, "--again") == 0, "a later run has lost it"
+    assert begun() == ["build"] * 3
+
+
+def test_a_folder_without_wheels_is_a_wrong_flag(machine, fake, begun, tmp_path, capsys):
+    assert machine([fake("build")], "--wheels", str(tmp_path)) == 64
+    assert "--wheels" in capsys.readouterr().err and begun() == []
+
+
+def test_the_probe_sees_the_wheels_too(tmp_path, gpu_run, monkeypatch):
+    import gpu_machine
+
+    (tmp_path / "wheels" / "tensorrt_rtx").mkdir(parents=True)
+    about = tmp_path / "wheels" / "tensorrt_rtx_cu99-9.8.7.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt_rtx_cu99\nVersion: 9.8.7\n")
+    (about / "top_level.txt").write_text("tensorrt_rtx\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = gpu_machine.probe(gpu_run._environment(tmp_path))
+    assert found["tensorrt_rtx"] == "9.8.7" and found["no_gpu"]
 
 
 def test_the_time_of_a_run_is_bounded(machine, fake, begun):

@@ -28,7 +28,20 @@ def test_engines_in_eight_bits_have_parts_of_their_own(scripts_importable):
         assert all(build.name in part.needs for part in users)
     # FP16 is timed and tested also where the others could not be built.
     for name in ("tests", "network-1", "network-256"):
-        assert parts[name].needs == ("build",) and parts[name].takes == ("build-int8", "build-float8")
+        assert parts[name].needs == ("build",) and {"build-int8", "build-float8"} < set(parts[name].takes)
+
+
+def test_tensorrts_engines_have_parts_of_their_own(scripts_importable):
+    from gpu_state import PARTS, TENSORRT_BUILDS
+
+    parts = {part.name: part for part in PARTS}
+    for precision, name in TENSORRT_BUILDS.items():
+        part = parts[name]
+        assert part.arguments == ("--precision", precision)
+        assert part.products == (f"trt-{precision}-small.tkf", f"trt-{precision}-large.tkf")
+        assert all(name in parts[user].takes for user in ("tests", "network-1", "network-256"))
+    # What they verify on: the faces that `build` has kept, and the labelled ones.
+    assert parts["build-trt"].needs == ("build",) and parts["build-trt-int8"].needs == ("calibrate",)
 
 
 def test_every_source_counts_and_nothing_else(tmp_path):

@@ -41,8 +41,25 @@ _REMEDIES = {
 _poison: str | None = None
 
 
+def no_driver(error: Exception) -> BackendError:
+    return BackendError(
+        f"no NVIDIA driver answers here ({_first_line(error)}); install the GPU's driver, or build an engine for this "
+        "machine with `python -m tkfnet_engine.build --device cpu`"
+    )
+
+
 class OutOfMemory(BackendError):
     """The GPU's memory does not suffice."""
+
+
+def poisoned() -> str | None:
+    """Why the GPU context of this process is unusable, None while it is not."""
+    return _poison
+
+
+def is_sticky(code: int) -> bool:
+    """Whether the context of this process is unusable after this error of the driver's."""
+    return int(code) in _STICKY
 
 
 def _mib(nbytes: int) -> str:
@@ -56,7 +73,7 @@ def check(result: tuple) -> Any:
     global _poison
     code = int(result[0])
     found = f"the GPU driver reports {_error_name(code)}"
-    if code in _STICKY:
+    if is_sticky(code):
         _poison = (
             f"{found}: the GPU context of this process is unusable from now on; start a new process. If it happens "
             "again, run the program under compute-sanitizer"
@@ -69,12 +86,13 @@ def check(result: tuple) -> Any:
 
 def _error_name(code: int) -> str:
     """CUDA's name and text of an error, as far as the driver tells."""
-    from cuda.bindings import driver
-
     try:
+        from cuda.bindings import driver
+
         name, text = (get(driver.CUresult(code))[1] for get in (driver.cuGetErrorName, driver.cuGetErrorString))
         return f"{name.decode()} ({text.decode()})"
-    except (ValueError, KeyError, RuntimeError, AttributeError):  # a code newer than the binding or the driver
+    # A code newer than the binding or the driver; no binding, where PyCUDA stands in for it.
+    except (ValueError, KeyError, RuntimeError, AttributeError, ImportError):
         return f"error {code}"
 
 
@@ -95,10 +113,7 @@ class Gpu:
 
             version = driver.cuDriverGetVersion()
         except (ImportError, RuntimeError) as error:  # RuntimeError: what the binding raises without libcuda
-            raise BackendError(
-                f"no NVIDIA driver answers here ({_first_line(error)}); install the GPU's driver, or build an engine "
-                "for this machine with `python -m tkfnet_engine.build --device cpu`"
-            ) from error
+            raise no_driver(error) from error
         self.api, self.driver_version = driver, check(version)
         self._process = os.getpid()
         check(driver.cuInit(0))
@@ -118,12 +133,15 @@ class Gpu:
         return check(self.api.cuDeviceGetAttribute(attribute, self.device))
 
     def __enter__(self) -> Gpu:
+        self._check_usable()
+        check(self.api.cuCtxPushCurrent(self._context))
+        return self
+
+    def _check_usable(self) -> None:
         if _poison:
             raise BackendError(_poison)
         if os.getpid() != self._process:
             raise BackendError(f"this engine was loaded in process {self._process}, before a fork; {_REMEDIES[3]}")
-        check(self.api.cuCtxPushCurrent(self._context))
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.api.cuCtxPopCurrent()
@@ -132,23 +150,30 @@ class Gpu:
 
     def check_free(self, nbytes: int, purpose: str) -> None:
         """`OutOfMemory` if fewer than `nbytes` of the GPU's memory are free."""
-        free, total = check(self.api.cuMemGetInfo())
+        free, total = self._memory()
         if nbytes > free:
             raise OutOfMemory(
                 f"not enough GPU memory: {purpose} needs {_mib(nbytes)}, and {self.name} has {_mib(free)} of "
                 f"{_mib(total)} free; free some, or build an engine with a smaller --max-batch"
             )
 
+    def _memory(self) -> tuple[int, int]:
+        """(free, total) bytes."""
+        return check(self.api.cuMemGetInfo())
+
     def allocate(self, nbytes: int, purpose: str) -> int:
         """The address of `nbytes` of device memory; the content is not defined. `OutOfMemory`."""
         try:
-            return int(check(self.api.cuMemAlloc(max(nbytes, 1))))
+            return self._new_memory(max(nbytes, 1))
         except OutOfMemory:
             self.check_free(nbytes, purpose)
             raise OutOfMemory(
                 f"not enough GPU memory: {purpose} needs {_mib(nbytes)} in one piece, which {self.name} does not have; "
                 "free some, or build an engine with a smaller --max-batch"
             ) from None
+
+    def _new_memory(self, nbytes: int) -> int:
+        return int(check(self.api.cuMemAlloc(nbytes)))
 
     def free(self, address: int) -> None:
         """Waits for the work that uses it. Quiet if the context is gone: so is the memory, then."""
@@ -159,11 +184,14 @@ class Gpu:
         try:
             address = int(check(self.api.cuMemHostAlloc(nbytes, 0)))
         except OutOfMemory:
-            raise BackendError(
-                f"not enough host memory: {_mib(nbytes)} cannot be page-locked for the copy to {self.name}; free some, "
-                "or run smaller batches"
-            ) from None
+            raise self._no_pinned(nbytes) from None
         return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+
+    def _no_pinned(self, nbytes: int) -> BackendError:
+        return BackendError(
+            f"not enough host memory: {_mib(nbytes)} cannot be page-locked for the copy to {self.name}; free some, or "
+            "run smaller batches"
+        )
 
     def free_pinned(self, array: np.ndarray) -> None:
         self._quietly(lambda: self.api.cuMemFreeHost(array.ctypes.data))
@@ -175,6 +203,17 @@ class Gpu:
         if status or int(kind) != int(kinds.CU_MEMORYTYPE_DEVICE):
             return None
         return int(check(self.api.cuPointerGetAttribute(attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address)))
+
+    def is_foreign(self, address: int) -> bool:
+        """Whether `address` belongs to another context than the primary one, which cannot be used from here. Memory of
+        a pool belongs to none."""
+        which = self.api.CUpointer_attribute.CU_POINTER_ATTRIBUTE_CONTEXT
+        status, context = self.api.cuPointerGetAttribute(which, address)
+        return not status and int(context or 0) not in (0, int(self._context))
+
+    def capturing(self, stream: int) -> bool:
+        """Whether the stream is being captured into a graph."""
+        return bool(int(check(self.api.cuStreamIsCapturing(stream))))
 
     def follow(self, stream: int, first: int) -> None:
         """Makes what comes next on `stream` wait for what is queued on the stream `first`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,22 @@ class Kernel:
 
     function: Any
     shared_bytes: int
+
+
+def captured(gpu: Gpu, stream: Any, enqueue: Callable[[], None]) -> Any:
+    """A new graph of what `enqueue` queues on `stream`; nothing of it runs."""
+    api = gpu.api
+    # Thread-local: what other threads allocate meanwhile is no concern of this capture.
+    check(api.cuStreamBeginCapture(stream, api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
+    try:
+        enqueue()
+    except BaseException:
+        # Else the stream would stay in capture and be of no use.
+        status, graph = api.cuStreamEndCapture(stream)
+        if not status:
+            gpu.discard(api.cuGraphDestroy, graph)
+        raise
+    return check(api.cuStreamEndCapture(stream))
 
 
 class _Parameters:
@@ -77,19 +93,12 @@ class BucketGraph:
         self._gpu, self._api = gpu, gpu.api
         self._nodes: list[_Node] = []
         now = {"pixels": base["pixels"], "logits": base["logits"], IMAGES: plan.batch}
-        # Thread-local: what other threads allocate meanwhile is no concern of this capture.
-        mode = self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        check(self._api.cuStreamBeginCapture(stream, mode))
-        try:
+
+        def launch_all() -> None:
             for launch in plan.launches:
                 self._capture(launch, kernels[launch.variant], base, now, stream)
-        except BaseException:
-            # Else the stream would stay in capture and be of no use.
-            status, graph = self._api.cuStreamEndCapture(stream)
-            if not status:
-                gpu.discard(self._api.cuGraphDestroy, graph)
-            raise
-        self._graph = check(self._api.cuStreamEndCapture(stream))
+
+        self._graph = captured(gpu, stream, launch_all)
         try:
             self._exec = check(self._api.cuGraphInstantiate(self._graph, 0))
         except BaseException:

@@ -6,13 +6,13 @@ https://dmlc.github.io/dlpack/latest/python_spec.html.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import weakref
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BackendError, TkfnetError, UsageError
+from . import dlpack
 from .cuda_driver import LEGACY_STREAM, Gpu
 
 # DLPack's numbers: devices (CUDA, CUDA managed), and the types we take as the array interface spells them.
@@ -56,7 +56,14 @@ def view_of(array: Any, stream: int) -> DeviceView | None:
 
 
 def checked_view(
-    gpu: Gpu, array: Any, stream: int, typestr: str, shape: tuple[int | None, ...], error: type[TkfnetError], what: str
+    gpu: Gpu,
+    array: Any,
+    stream: int,
+    typestr: str,
+    shape: tuple[int | None, ...],
+    error: type[TkfnetError],
+    what: str,
+    alignment: int = ADDRESS_ALIGNMENT,
 ) -> DeviceView:
     """`view_of`, and `error` unless the array is a C-contiguous `typestr` of `shape`, None in which is any extent of
     at least 1; `BackendError` unless the GPU can use it where it stands. The context must be current."""
@@ -77,9 +84,14 @@ def checked_view(
         raise BackendError(
             f"{what}: got an array in {where}, expected it on GPU {gpu.device}, {gpu.name}; move it there"
         )
-    if view.address % ADDRESS_ALIGNMENT:
+    if gpu.is_foreign(view.address):
         raise BackendError(
-            f"{what}: got an array that starts at an address which is no multiple of {ADDRESS_ALIGNMENT} bytes, as the "
+            f"{what}: got an array in another CUDA context than the device's primary one, which libraries share; with "
+            "PyCUDA import pycuda.autoprimaryctx instead of pycuda.autoinit"
+        )
+    if view.address % alignment:
+        raise BackendError(
+            f"{what}: got an array that starts at an address which is no multiple of {alignment} bytes, as the "
             "kernels need it; copy it into an array of its own"
         )
     if view.stream is not None and view.stream != stream:
@@ -101,28 +113,9 @@ def _from_interface(interface: dict[str, Any], owner: Any) -> DeviceView:
     return DeviceView(int(address), shape, typestr, contiguous, not read_only, interface.get("stream"), owner)
 
 
-class _Tensor(ctypes.Structure):
-    """DLPack's DLTensor, which a DLManagedTensor begins with."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
 def _from_dlpack(capsule: Any, owner: Any) -> DeviceView:
-    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     # The capsule stays ours and unused: when it goes, it gives the array back to its owner.
-    tensor = _Tensor.from_address(pointer_of(capsule, b"dltensor"))
+    tensor = dlpack.tensor_of(capsule)
     shape = tuple(tensor.shape[: tensor.ndim])
     typestr = _DLPACK_TYPES.get((tensor.code, tensor.bits), "other") if tensor.lanes == 1 else "other"
     # DLPack counts strides in elements.
@@ -140,28 +133,31 @@ def _dense(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bool:
 
 
 def stream_handle(stream: Any) -> int:
-    """A stream's driver handle: of an integer, of an object with `__cuda_stream__`, or, for None, of CUDA's default
-    stream, which is PyTorch's as well. `UsageError` otherwise."""
+    """A stream's driver handle: of an integer, of an object with `__cuda_stream__`, of one with an integer `handle` as
+    PyCUDA's, or, for None, of CUDA's default stream, which is PyTorch's as well. `UsageError` otherwise."""
     if stream is None:
         return LEGACY_STREAM
     handle = stream
     if hasattr(stream, "__cuda_stream__"):
         found = stream.__cuda_stream__
         _, handle = found() if callable(found) else found
+    elif not isinstance(stream, int):
+        handle = getattr(stream, "handle", None)
     if isinstance(handle, bool) or not isinstance(handle, int) or handle < 0:
         raise UsageError(
             f"stream: got {type(stream).__name__}, expected None, a CUDA stream's handle as an integer "
-            "(torch.cuda.current_stream().cuda_stream), or an object with __cuda_stream__"
+            "(torch.cuda.current_stream().cuda_stream), or an object with __cuda_stream__ or an integer handle"
         )
     return handle or LEGACY_STREAM
 
 
 class DeviceArray:
-    """float32 in GPU memory, C-contiguous. It owns the memory; `__cuda_array_interface__` shows it to PyTorch
-    (`torch.as_tensor(array, device="cuda")`), CuPy or Numba without a copy. It is valid in `stream`'s order."""
+    """float32 in GPU memory, C-contiguous. It owns the memory; `__cuda_array_interface__` and `__dlpack__` show it to
+    PyTorch (`torch.from_dlpack(array)`), CuPy, JAX or Numba without a copy. It is valid in `stream`'s order, which who
+    takes it through either is told, or put into."""
 
     def __init__(self, gpu: Gpu, shape: tuple[int, ...], stream: int):
-        self.shape, self.stream = shape, stream
+        self.shape, self.stream, self._gpu = shape, stream, gpu
         self.address = gpu.allocate(4 * math.prod(shape), "an answer")
         weakref.finalize(self, gpu.free, self.address).atexit = False
 
@@ -175,3 +171,25 @@ class DeviceArray:
             "stream": self.stream,
             "version": 3,
         }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (_DLPACK_CUDA[0], self._gpu.device)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A capsule, of DLPack's form before 1.0 whatever `max_version` allows. stream: the consumer's, which is made
+        to wait for the answer; None is CUDA's default stream, -1 asks for no wait. `BufferError` for another device or
+        a copy."""
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(f"expected the array where it is, {self.__dlpack_device__()}, and no copy of it")
+        consumer = LEGACY_STREAM if stream is None else stream_handle(stream) if stream != -1 else self.stream
+        if consumer != self.stream:
+            with self._gpu as gpu:
+                gpu.follow(consumer, self.stream)
+        return dlpack.capsule_of(self, self.address, self.shape, self.__dlpack_device__())

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from ..compare import compare
-from ..errors import BackendError, BundleError, ImageError, UsageError
+from ..errors import BackendError, BundleError
 from ..kernels.plan import Plan, bucket_for
-from .cuda_driver import Gpu, check
+from .cuda_driver import Gpu
 from .cuda_graph import LEAST_DRIVER, Kernel
-from .device_array import DeviceArray, checked_view, stream_handle
-from .fused_session import Session, SessionPool, session_bytes
+from .device_array import stream_handle
+from .device_request import device_request
+from .fused_session import Session, session_bytes
+from .golden import check_answer
 from .registry import CLOSED, PACKED_WEIGHTS, Artefacts
+from .session_pool import SessionPool
 
 # As a build demands of the whole verification set (export/verify.py).
 _REQUIRED_SQNR_DB = 40.0
@@ -55,26 +57,10 @@ class FusedRunner:
         """
         held, handle = self._held(), stream_handle(stream)
         with held.gpu as gpu:
-            if int(check(gpu.api.cuStreamIsCapturing(handle))):
-                raise BackendError(
-                    "this stream is being captured into a graph, and the engine replays graphs of its own; call it "
-                    "outside of the capture"
-                )
-            size, classes = held.size, held.classes
-            images = checked_view(gpu, pixels, handle, "|u1", (None, size, size, 3), ImageError, "pixels")
-            count = images.shape[0]
-            bucket = held.bucket(count)
-            if logits is None:
-                logits = DeviceArray(gpu, (count, classes), handle)
-                address = logits.address
-            else:
-                target = checked_view(gpu, logits, handle, "<f4", (count, classes), UsageError, "logits")
-                if not target.writable:
-                    raise UsageError("logits: got a read-only array, expected one to write into")
-                address = target.address
+            request = device_request(gpu, held.size, held.classes, pixels, logits, handle, held.bucket)
             with held.pool.lend(handle) as session:
-                session.queue(bucket, handle, images.address, address, count)
-        return logits
+                session.queue(held.bucket(request.images), handle, request.pixels, request.logits, request.images)
+        return request.answer
 
     def close(self) -> None:
         """Waits for the running calls and frees everything. A second call does nothing."""
@@ -101,7 +87,7 @@ class _Resources:
         self._weights = address = gpu.upload(weights, "the network's weights")
         try:
             # Without `self`: a cycle would keep the context until the next garbage collection.
-            self.pool = SessionPool(lambda: Session(gpu, plans, address, kernels.of))
+            self.pool = SessionPool(lambda _: Session(gpu, plans, address, kernels.of))
         except BaseException:
             gpu.free(address)
             raise
@@ -172,7 +158,7 @@ def open_runner(facts: Mapping[str, Any], artefacts: Artefacts, device: str, thr
     with gpu:
         runner = FusedRunner(_Resources(gpu, plans, _Kernels(gpu, index["cubins"], codes), weights))
     try:
-        _check_answer(runner, artefacts, max(plans))
+        check_answer(runner.run, artefacts, max(plans), _REQUIRED_SQNR_DB)
     except BaseException:
         runner.close()
         raise
@@ -234,36 +220,6 @@ def _check_consistent(
             "builds: build it again",
             "plan",
         )
-
-
-def _check_answer(runner: FusedRunner, artefacts: Artefacts, batch: int) -> None:
-    """`BackendError` unless this GPU gives the reference's answer on the file's verification images, if it has any."""
-    if "golden/pixels" not in artefacts.names():
-        return
-    pixels, expected = artefacts.array("golden/pixels"), artefacts.array("golden/logits")
-    parts = [runner.run(np.ascontiguousarray(pixels[i : i + batch])) for i in range(0, len(pixels), batch)]
-    got = np.concatenate(parts)
-    if fault := _fault(expected, got):
-        raise BackendError(
-            f"this GPU does not answer as the network: {fault}; update the driver, and if it stays so build the engine "
-            "on this machine"
-        )
-
-
-def _fault(expected: np.ndarray, got: np.ndarray) -> str | None:
-    """What is wrong with logits [N, classes], or None."""
-    if len(expected) < 2:
-        # One image has no spread over images. Four standard deviations of the error that is allowed, and the spread
-        # over classes instead.
-        limit = 4 * float(expected.std()) * 10 ** (-_REQUIRED_SQNR_DB / 20)
-        error = float(np.abs(got - expected).max())
-        return None if error <= limit else f"an error of {error:.3g}, expected at most {limit:.3g}, on one image"
-    found = compare(expected, got, _REQUIRED_SQNR_DB)
-    if found.sqnr_db < _REQUIRED_SQNR_DB:
-        return f"SQNR {found.sqnr_db:.1f} dB on {found.images} images, expected at least {_REQUIRED_SQNR_DB:.0f} dB"
-    if found.disagreements > found.near_ties:
-        return f"{found.disagreements - found.near_ties} of {found.images} images get another label"
-    return None
 
 
 def _version(number: int) -> str:

@@ -1,22 +1,15 @@
-"""Sessions, each a set of buffers with its graphs, and the pool that lends them: who uses which memory, and when."""
+"""A session of the fused engine: a set of buffers with its graphs. `session_pool` lends them."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..errors import BackendError
 from ..kernels.plan import ALIGNMENT, Plan
-from .cuda_driver import Gpu, OutOfMemory, check
+from .cuda_driver import Gpu, check
 from .cuda_graph import BucketGraph
-from .registry import CLOSED
-
-# Requests that run at once; each has buffers for the largest batch.
-MAX_SESSIONS = 4
 
 
 def session_bytes(plans: Mapping[int, Plan]) -> dict[str, int]:
@@ -139,59 +132,3 @@ class Session:
         if self._staging is not None:
             gpu.free_pinned(self._staging)
         gpu.free(self._memory)
-
-
-class SessionPool:
-    """Lends sessions, one caller each; makes them on demand, up to `MAX_SESSIONS` or what the GPU's memory holds."""
-
-    def __init__(self, make: Any):
-        """make: a function that gives a new session."""
-        self._make, self._limit = make, MAX_SESSIONS
-        self._changed = threading.Condition()
-        self._all: list[Session] = [make()]
-        self._free = list(self._all)
-        self._closed = False
-
-    @contextmanager
-    def lend(self, stream: int | None = None) -> Iterator[Session]:
-        """A session for the calling thread; waits for one. stream: the caller's, to find what it used last."""
-        with self._changed:
-            session = self._take(stream)
-            while session is None:
-                self._changed.wait()
-                session = self._take(stream)
-        try:
-            yield session
-        finally:
-            with self._changed:
-                self._free.append(session)
-                self._changed.notify_all()
-
-    def _take(self, stream: int | None) -> Session | None:
-        if self._closed:
-            raise BackendError(CLOSED)
-        # Best is a session that this stream used last: its order is the stream's own. Then one that rests.
-        ready = [s for s in self._free if stream is not None and s.last_stream == stream]
-        ready = ready or [s for s in self._free if s.idle]
-        if not ready and len(self._all) < self._limit:
-            try:
-                self._all.append(made := self._make())
-                return made
-            except OutOfMemory:
-                # The first session is there: others only run more at once, and the memory is someone else's.
-                self._limit = len(self._all)
-        session = (ready or self._free or [None])[-1]
-        if session is not None:
-            self._free.remove(session)
-        return session
-
-    def close(self) -> None:
-        """Waits for the callers, then frees every session."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-            while len(self._free) < len(self._all):
-                self._changed.wait()
-            for session in self._all:
-                session.destroy()
-            self._all, self._free = [], []

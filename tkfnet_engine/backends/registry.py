@@ -16,6 +16,7 @@ from ..hardware import usable_cores
 GRAPH = "graph.onnx"
 WEIGHTS = "weights/"
 PACKED_WEIGHTS = "weights.packed"
+TENSORRT_PLAN = "tensorrt/plan"
 # What a runner says that was closed, maybe by another thread between two calls.
 CLOSED = "this engine was closed; load it again"
 
@@ -43,7 +44,7 @@ class BackendInfo:
     """module: the file here. requires: importable names. install: what brings them. artefact: the tensor (or
     prefix of tensors) it runs from. standalone: needs no PyTorch, so `auto` may choose it for an engine file.
     build_requires, build_install: what making its tensors needs beside PyTorch. ahead: can be built for a device that
-    is not here."""
+    is not here. executable: its artefact is a program that runs on the CPU as well: from trusted files only."""
 
     name: str
     module: str
@@ -56,6 +57,7 @@ class BackendInfo:
     build_requires: tuple[str, ...] = ()
     build_install: str = "pip install 'tkfnet-engine[build]'"
     ahead: bool = False
+    executable: bool = False
 
 
 BACKENDS: dict[str, BackendInfo] = {
@@ -114,6 +116,33 @@ BACKENDS: dict[str, BackendInfo] = {
             True,
             ("triton",),
             "pip install 'tkfnet-engine[build,triton]'",
+            True,
+        ),
+        BackendInfo(
+            "tensorrt",
+            "trt",
+            ("tensorrt",),
+            "pip install 'tkfnet-engine[tensorrt]'",
+            TENSORRT_PLAN,
+            ("cuda",),
+            ("float32", "float16", "int8"),
+            True,
+            ("onnx", "onnxscript", "tensorrt"),
+            "pip install 'tkfnet-engine[build,tensorrt]'",
+            executable=True,
+        ),
+        BackendInfo(
+            "tensorrt-rtx",
+            "trt",
+            ("tensorrt_rtx",),
+            "pip install 'tkfnet-engine[tensorrt-rtx]'",
+            TENSORRT_PLAN,
+            ("cuda",),
+            ("float32", "float16", "int8"),
+            True,
+            ("onnx", "onnxscript", "tensorrt_rtx"),
+            "pip install 'tkfnet-engine[build,tensorrt-rtx]'",
+            True,
             True,
         ),
     )
@@ -178,6 +207,25 @@ class _Named:
         except Exception as error:
             raise self._failure("on images in GPU memory", error) from error
 
+    def profile(self, batch: int, runs: int) -> list[tuple[str, float]]:
+        """As `trt.TrtRunner.profile`; `BackendError` where the backend has no such thing."""
+        return self._told("profile", batch, runs)
+
+    def layers(self) -> list[dict[str, Any]]:
+        """As `trt.TrtRunner.layers`; `BackendError` where the backend has no such thing."""
+        return self._told("layers")
+
+    def _told(self, method: str, *arguments: Any) -> Any:
+        if not hasattr(self._runner, method):
+            able = " or ".join(name for name, info in BACKENDS.items() if info.executable)
+            raise BackendError(f"backend {self._name} tells nothing of its layers; build an engine for {able}")
+        try:
+            return getattr(self._runner, method)(*arguments)
+        except TkfnetError:
+            raise
+        except Exception as error:
+            raise self._failure("while asked about its layers", error) from error
+
     def _failure(self, what: str, error: Exception) -> BackendError:
         return BackendError(
             f"backend {self._name} failed {what}: {_first_line(error)}; try a smaller batch, or another backend"
@@ -209,6 +257,11 @@ def open_backend(name: str, facts: Mapping[str, Any], artefacts: Artefacts, devi
         raise BackendError(
             f"backend {name}: this engine was built for {facts['backend']} and lacks {info.artefact!r}; build one "
             f"with `python -m tkfnet_engine.build --backend {name}`"
+        )
+    if info.executable and facts["backend"] != name:
+        raise BackendError(
+            f"backend {name}: this engine's plan is one of {facts['backend']}, which only that runs; build one with "
+            f"`python -m tkfnet_engine.build --backend {name}`"
         )
     if threads is not None and not 1 <= threads <= 1024:
         raise UsageError(f"threads: got {threads}, expected 1 to 1024; leave it out for every core")

@@ -89,12 +89,27 @@ class FoldedBlock(nn.Module):
         return F.relu(self.convs[-1](x) + shortcut)
 
 
+class FoldedStatistics(nn.Module):
+    """TAFE's global context: x [N, C, H, W] -> [N, C, 1, 1], in x's dtype, computed in float32 whatever that is: FP16
+    squares overflow and cancel. A module, and without weights of its own, so that an exported graph names its layers.
+    """
+
+    def __init__(self, pool: str):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor, of_pool: Tensor, of_variance: Tensor) -> Tensor:
+        wide = x.float()
+        pooled = wide.amax((2, 3), keepdim=True) if self.pool == "max" else wide[:, :, :1, :1]
+        return (of_pool.float() * pooled + of_variance.float() * spatial_variance(wide)).to(x.dtype)
+
+
 class FoldedTAFE(nn.Module):
     """TAFE on a map whose pooled form is 1x1 (side below 16). Identities 3 and 4."""
 
     def __init__(self, tafe: TAFE):
         super().__init__()
-        self.pool = tafe.pool
+        self.statistics = FoldedStatistics(tafe.pool)
         self.split = _with(tafe.split, tafe.split.weight.double(), tafe.split.bias.double())
         self.detail_dw = _with(tafe.detail[0], tafe.detail[0].weight.double(), tafe.detail[0].bias.double())
         self.detail_pw = _with(tafe.detail[1], tafe.detail[1].weight.double(), tafe.detail[1].bias.double())
@@ -114,11 +129,7 @@ class FoldedTAFE(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         y, x = self.split(f).chunk(2, dim=1)
-        # Statistics in float32 whatever the maps are stored in: FP16 squares overflow and cancel.
-        wide = x.float()
-        pooled = wide.amax((2, 3), keepdim=True) if self.pool == "max" else wide[:, :, :1, :1]
-        statistics = self.of_pool.float() * pooled + self.of_variance.float() * spatial_variance(wide)
-        g = F.gelu(self.gate(statistics.to(x.dtype)))
+        g = F.gelu(self.gate(self.statistics(x, self.of_pool, self.of_variance)))
         detail = F.gelu(self.detail_pw(self.detail_dw(y)))
         return self.merge(torch.cat([x * g, detail], dim=1))
 
