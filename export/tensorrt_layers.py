@@ -7,7 +7,6 @@ puts `_U7_myl0_4` behind the names.)
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,6 +65,11 @@ class Layer:
         }
 
 
+def plain_name(name: str) -> str:
+    """A layer's name without what TensorRT puts behind it, and without its profile."""
+    return _SUFFIX.sub("", name).partition(" [profile ")[0]
+
+
 def layers_from_log(messages: Iterable[str]) -> list[Layer]:
     """The layers of the engine that was built last, as its first profile runs them. `BackendError` where no message
     lists them."""
@@ -92,7 +96,7 @@ def layers_from_log(messages: Iterable[str]) -> list[Layer]:
 def _layer(match: re.Match[str]) -> Layer:
     origin = tuple(_ORIGIN.findall(match["metadata"]))
     return Layer(
-        _SUFFIX.sub("", match["name"]),
+        plain_name(match["name"]),
         match["kind"],
         _operands(match["inputs"]),
         _operands(match["outputs"]),
@@ -109,18 +113,18 @@ def _operands(text: str) -> tuple[tuple[tuple[int, ...], str], ...]:
     )
 
 
-def layers_from_inspector(text: str) -> list[Layer]:
-    """Of `EngineInspector.get_engine_information` as JSON, with detailed layers."""
+def layers_from_inspector(entries: Iterable[Any]) -> list[Layer]:
+    """Of "Layers" in what `EngineInspector.get_engine_information` gives as JSON. `BackendError` without details."""
     layers = []
-    for entry in json.loads(text)["Layers"]:
-        if not isinstance(entry, dict):
+    for entry in entries:
+        if not isinstance(entry, dict) or "LayerType" not in entry:
             raise BackendError("TensorRT's inspector gives names of layers only; build the engine again, in detail")
-        if entry.get("LayerType") in _BOOKKEEPING or _FURTHER_PROFILE.search(entry["Name"]):
+        if entry["LayerType"] in _BOOKKEEPING or _FURTHER_PROFILE.search(entry["Name"]):
             continue
         layers.append(
             Layer(
-                _SUFFIX.sub("", entry["Name"]),
-                entry.get("LayerType", "unknown"),
+                plain_name(entry["Name"]),
+                entry["LayerType"],
                 _inspected(entry.get("Inputs", ())),
                 _inspected(entry.get("Outputs", ())),
                 tuple(kind for _, kind in _inspected(entry.get("Constants", ()))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -148,4 +149,4 @@ def _inspected(trt: Any, log: Any, plan: bytes) -> list[Layer]:
     runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return layers_from_inspector(text)
+    return layers_from_inspector(json.loads(text)["Layers"])

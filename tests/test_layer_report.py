@@ -29,14 +29,23 @@ LAYERS = [
         ("__myl_MeanMul", "kgen", "float32"),
     )
 ]
-TIMES = [("stem", 0.25), ("layer1.0.conv1", 0.5), ("__myl_MeanMul", 0.125), ("Reformat", 0.125)]
+TIMES = [("stem_U7_myl0_4", 0.25), ("layer1.0.conv1", 0.5), ("__myl_MeanMul_myl0_9", 0.125), ("Reformat", 0.125)]
+# As TensorRT's inspector says it.
+INSPECTED = {
+    "Name": "stem_U7_myl0_4",
+    "LayerType": "correlation",
+    "Inputs": [{"Name": "x", "Dimensions": [-1, 8, 16, 16], "Format/Datatype": "Int8"}],
+    "Outputs": [{"Name": "y", "Dimensions": [-1, 8, 8, 8], "Format/Datatype": "Half"}],
+    "TacticName": "chosen_here",
+    "Metadata": "[ONNX Layer: stem][ONNX Layer: stem.relu]",
+}
 
 
 class _Told(Backend):
     """A stand-in that tells of its layers."""
 
     def layers(self):
-        return [LAYERS[0] | {"tactic": "chosen_here"}]
+        return [INSPECTED]
 
     def profile(self, batch, runs):
         self.asked = (batch, runs)
@@ -74,7 +83,7 @@ def test_live_asks_the_inspector_and_wants_trust(engine, command, told):
     refused = command("info", engine, "--layers", "--live")
     assert refused.code == TrustError.exit_code and told.opened == []
     found = json.loads(command("info", engine, "--layers", "--live", "--trust", "--json").out)
-    assert [layer["tactic"] for layer in found["layers"]] == ["chosen_here"]
+    assert found["layers"] == [LAYERS[0] | {"tactic": "chosen_here", "weights": []}]
     assert found["source"] == "TensorRT's inspector on this GPU"
 
 
@@ -105,6 +114,7 @@ def test_times_of_layers_as_table_and_json(engine, command, told):
     longest = next(line for line in lines if line.startswith("layer1.0.conv1"))
     assert longest.split()[1:4] == ["int8", "0.5000", "50.0%"] and longest.endswith("#" * 30)
     assert next(line for line in lines if line.startswith("Reformat")).split()[1:3] == ["-", "0.1250"]
+    assert any(line.startswith("__myl_MeanMul (MeanMul)") for line in lines)
     assert lines[-1] == "batch 4: 1.000 ms in all, while every layer is watched"
     found = json.loads(command("bench", engine, "--layers", "--batch", "1", "2", "--trust", "--json").out)
     assert [profile["batch"] for profile in found["profiles"]] == [1, 2]

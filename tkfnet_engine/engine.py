@@ -144,8 +144,8 @@ class Engine:
         return Prediction(softmax(self.logits(batch)), self.labels)
 
     def layers(self) -> list[dict[str, Any]]:
-        """What TensorRT's inspector says of the running engine's layers: docs/tensorrt.md has their keys.
-        `BackendError` from every other backend."""
+        """What TensorRT's inspector says of the running engine's layers, as it says it ("Name", "LayerType", "Inputs"
+        ..). `BackendError` from every other backend."""
         return self._held().layers()
 
     def profile(self, batch: int = 1, runs: int = 20) -> list[tuple[str, float]]:

@@ -9,6 +9,7 @@ from typing import Any
 from .bundle import Bundle, read_bundle
 from .engine import Engine, checked_facts
 from .errors import BundleError, UsageError
+from .export.tensorrt_layers import layers_from_inspector
 from .strict_json import StrictJsonError, parse
 
 LAYERS = "tensorrt/layers"
@@ -26,7 +27,8 @@ def report_of_layers(path: str | os.PathLike, live: bool = False, trusted: bool 
     facts, layers, source = checked_facts(path, bundle.facts), _kept(path, bundle), "the build"
     if live:
         with Engine.load(path, trusted=trusted) as engine:
-            layers, source = engine.layers(), "TensorRT's inspector on this GPU"
+            found = layers_from_inspector(engine.layers())
+            layers, source = [layer.to_dict() for layer in found], "TensorRT's inspector on this GPU"
     return {
         "engine": os.fspath(path),
         "source": source,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -174,11 +173,10 @@ def test_layers_are_read_from_the_inspector_of_either_version(operand, kind):
         "Metadata": "[ONNX Layer: a]",
     }
     names = ["a_myl0_1", "a [profile 1]_myl1_1"]
-    text = '{"Layers": [' + ", ".join(json.dumps(entry | {"Name": name}) for name in names) + '], "I/O Tensors": []}'
-    (layer,) = layers_from_inspector(text)
+    (layer,) = layers_from_inspector([entry | {"Name": name} for name in names])
     assert (layer.name, layer.precision, layer.origin) == ("a", kind, ("a",))
     with pytest.raises(BackendError, match="names of layers only"):
-        layers_from_inspector('{"Layers": ["a"]}')
+        layers_from_inspector([{"Name": "a"}])
 
 
 # --- the timing cache --------------------------------------------------------------------------------------
