@@ -6,6 +6,7 @@ holds even where it does not look at the clock.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from ..errors import BackendError, FileError, TkfnetError
 from .tensorrt_layers import precision_counts
 from .tensorrt_network import activation_bytes, unexpected_types
 from .tensorrt_options import RTX, TensorRtOptions
-from .tensorrt_worker import Outcome, run_build, timed_out
+from .tensorrt_worker import Outcome, run_build, timed_out, wanted_capabilities
 from .timing_cache import timing_cache_path
 
 # How long a cancelled build may take to notice.
@@ -51,7 +52,7 @@ def plan_from_onnx(
     size: the side of the graph's input. products: convolutions asked for in int8. log_path: for TensorRT's whole log.
     `BackendError` where TensorRT cannot build it, or where the graph's types are not of `precision`.
     """
-    here = _gpu_for(options)
+    here = check_target(options)
     options = _with_cache(options, here)
     outcome = _in_a_process(graph, size, precision, options, log_path, here, dry=False)
     _check_types(outcome, precision, products)
@@ -93,9 +94,13 @@ def examined(
     }
 
 
-def _gpu_for(options: TensorRtOptions) -> Here | None:
+def check_target(options: TensorRtOptions) -> Here | None:
+    """The GPU of this machine, if there is one. `BackendError` where an engine of `options` could not be built for it,
+    or for those that they name."""
     here = gpu_here()
-    if here is None and options.backend != RTX:
+    if options.backend == RTX:
+        wanted_capabilities(importlib.import_module(MODULES[RTX][0]), options, here.capability if here else None)
+    elif here is None:
         raise BackendError(
             f"backend tensorrt: TensorRT builds on the GPU that its engine is for, and none is here; build there, or "
             f"with --backend {RTX}, which needs none"

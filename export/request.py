@@ -9,6 +9,7 @@ from typing import Any
 
 from ..backends.registry import BACKENDS, PACKED_WEIGHTS, TENSORRT_PLAN, backend_info, why_unavailable, why_unbuildable
 from ..errors import BackendError, UsageError
+from .engine_from_onnx import check_target
 from .tensorrt_options import TensorRtOptions
 
 
@@ -91,11 +92,11 @@ def check_request(name: str, request: Request) -> None:
         )
     if request.ahead and not info.ahead:
         raise UsageError(
-            f"--backend {name} --device cuda: got no usable NVIDIA GPU, expected one to verify on; build with "
-            "--device cpu, or one of those that can be built ahead: "
+            f"--backend {name} --device cuda: got no usable NVIDIA GPU, expected one to verify on; build "
+            f"{'with --device cpu, or ' if 'cpu' in info.devices else ''}one of those that can be built ahead: "
             f"{', '.join(other.name for other in BACKENDS.values() if other.ahead)}"
         )
     if reason := _why_not_buildable(name, request):
         raise BackendError(f"backend {name}: {reason}")
     if info.artefact == TENSORRT_PLAN:
-        request.tensorrt_options(name)
+        check_target(request.tensorrt_options(name))

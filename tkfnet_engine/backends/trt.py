@@ -21,7 +21,7 @@ from .device_request import device_request
 from .golden import LOGITS, PIXELS, check_answer
 from .registry import CLOSED, TENSORRT_PLAN, Artefacts
 from .session_pool import SessionPool
-from .trt_compatibility import RTX, Here, PlanFacts, check_compatible, known_capabilities, rebuild_command
+from .trt_compatibility import RTX_MODULE, Here, PlanFacts, check_compatible, known_capabilities, rebuild_command
 from .trt_engine import TrtEngine
 from .trt_runtime_cache import runtime_cache_path
 from .trt_session import ALIGNMENT, Limits, TrtSession, free_objects
@@ -169,7 +169,7 @@ def open_runner(facts: Mapping[str, Any], artefacts: Artefacts, device: str, thr
     check_compatible(wanted, here, rebuild_command(getattr(artefacts, "path", None)))
     plan, size, classes = artefacts.pop(TENSORRT_PLAN), facts["preprocessing"]["size"], len(facts["labels"])
     cache_path = None
-    if wanted.module == RTX:
+    if wanted.module == RTX_MODULE:
         cache_path = runtime_cache_path(here.version, here.gpu, here.capability, here.driver, plan)
     with gpu:
         resources = _Resources(gpu, TrtEngine(module, plan, wanted, size, classes, cache_path), wanted, classes)

@@ -12,7 +12,7 @@ from ..errors import BackendError, BundleError
 
 # By backend: the Python module and the name of the product.
 MODULES = {"tensorrt": ("tensorrt", "TensorRT"), "tensorrt-rtx": ("tensorrt_rtx", "TensorRT for RTX")}
-RTX = "tensorrt_rtx"
+RTX_MODULE = "tensorrt_rtx"
 # The oldest GPUs that a hardware-compatible plan of TensorRT runs on.
 _AMPERE = (8, 0)
 
@@ -118,7 +118,7 @@ class Here:
 
 def known_capabilities(module: Any) -> tuple[tuple[int, int], ...] | None:
     """Of TensorRT for RTX, which names each in `ComputeCapability` (SM75, SM120); None of the full TensorRT."""
-    if module.__name__ != RTX:
+    if module.__name__ != RTX_MODULE:
         return None
     names = (re.fullmatch(r"SM(\d+)(\d)", name) for name in module.ComputeCapability.__members__)
     return tuple(sorted((int(m[1]), int(m[2])) for m in names if m))

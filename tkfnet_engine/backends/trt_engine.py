@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import BackendError, BundleError
 from .cuda_driver import OutOfMemory, poisoned
-from .trt_compatibility import RTX, PlanFacts
+from .trt_compatibility import RTX_MODULE, PlanFacts
 from .trt_runtime_cache import RuntimeCache
 
 INPUT, OUTPUT = "images", "logits"
@@ -44,7 +44,7 @@ class TrtEngine:
         self.cache: RuntimeCache | None = None
         # What a context is made from: a strategy, or for RTX a configuration that holds the strategy and the cache.
         self._how = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        if module.__name__ == RTX:
+        if module.__name__ == RTX_MODULE:
             self._how = self._configuration(cache_path)
 
     def _configuration(self, cache_path: str | None) -> Any:
