@@ -28,8 +28,8 @@ OPENVINO = ["openvino>=2025.2,<2027"]
 # To run fused engines, and to build them.
 CUDA = ["cuda-bindings>=12.9,<14"]
 TRITON = ["triton>=3.6,<3.10"]
-# Parses and builds without a GPU: the tests put graphs through its parser.
-TENSORRT_RTX = ["tensorrt-rtx>=1.2,<2"]
+# Parses and builds without a GPU. 1.4 to 1.6 cannot build INT8 convolutions.
+TENSORRT_RTX = ["tensorrt-rtx>=1.7,<2"]
 
 setup(
     name="tkfnet-engine",

@@ -17,8 +17,9 @@ from ..errors import BackendError
 
 _HEADING = "Layers:"
 _LINE = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
-    r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), StreamId: .*?Metadata: ?(?P<metadata>.*)$"
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\], "
+    r"Constants: \[(?P<constants>.*?)\], Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), "
+    r"StreamId: .*?Metadata: ?(?P<metadata>.*)$"
 )
 _OPERAND = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>.*?)\], .*?Datatype: (?P<type>\w+)")
 _ORIGIN = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
@@ -27,6 +28,7 @@ _SUFFIX = re.compile(r"(_U\d+)?(_myl\d+_\d+)?$")
 _FURTHER_PROFILE = re.compile(r" \[profile \d+\]|_myl[1-9]\d*_\d+$")
 # They order streams and shapes, and compute nothing.
 _BOOKKEEPING = {"signal", "wait", "shape_call", "NoOp", "ShapeHostToDevice"}
+_POINTWISE = {"kgen"}
 _TYPES = {"Float": "float32", "Half": "float16", "Int8": "int8", "UInt8": "uint8", "BFloat16": "bfloat16"}
 _SHORT = {"FP32": "Float", "FP16": "Half", "INT8": "Int8", "UINT8": "UInt8", "BF16": "BFloat16"}
 
@@ -150,12 +152,15 @@ def precision_counts(layers: Iterable[Layer]) -> dict[str, int]:
     return dict(sorted(Counter(layer.precision for layer in layers).items()))
 
 
-def precisions_of_products(layers: Iterable[Layer], products: Sequence[str]) -> dict[str, str]:
-    """Product of the graph -> precision of the layer that computes it. Where several name it, that is the one which
-    holds its weights; others only rearrange its operands."""
+def precisions_of_products(layers: Sequence[Layer], products: Sequence[str]) -> dict[str, str]:
+    """Product of the graph -> precision of the layer that computes it. Where several name it, that is not one which
+    only rearranges or rounds its operands."""
     found: dict[str, str] = {}
-    for layer in layers:
-        for name in products:
-            if name == layer.name or (name in layer.origin and layer.weights and name not in found):
-                found[name] = layer.precision
+    for pointwise in (False, True):
+        for layer in layers:
+            if (layer.kind in _POINTWISE) != pointwise:
+                continue
+            for name in products:
+                if name == layer.name or (name in layer.origin and name not in found):
+                    found[name] = layer.precision
     return found
