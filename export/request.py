@@ -41,10 +41,8 @@ class Request:
 
 
 def candidates(request: Request) -> list[str]:
-    """What `auto` tries: on a CPU every installed backend that runs without PyTorch, on CUDA every one there is. Of
-    those built ahead nothing can be timed: the first one."""
-    found = [name for name in _suitable(request) if _why_not_buildable(name, request) is None]
-    return found[:1] if request.ahead else found
+    """What `auto` tries: on a CPU every installed backend that runs without PyTorch, on CUDA every one there is."""
+    return [name for name in _suitable(request) if _why_not_buildable(name, request) is None]
 
 
 def _suitable(request: Request) -> list[str]:
@@ -55,7 +53,8 @@ def _suitable(request: Request) -> list[str]:
         if request.device in info.devices
         and request.precision in info.precisions
         and (request.device == "cuda" or info.standalone)
-        and (info.ahead or not request.ahead)
+        # Ahead, TensorRT for RTX would be the choice for GPUs that it does not name: only where it is asked for.
+        and (info.artefact == PACKED_WEIGHTS or not request.ahead)
         and (request.archs or info.artefact != PACKED_WEIGHTS)
     ]
 
@@ -72,9 +71,15 @@ def nothing_builds(request: Request) -> BackendError | UsageError:
 
 
 def _why_not_buildable(name: str, request: Request) -> str | None:
-    """None if everything that building (and, unless ahead, verifying) `name` needs is installed, else what is not."""
+    """None if everything that building (and, unless ahead, verifying) `name` needs is here, else what is not."""
     reason = None if request.ahead else why_unavailable(name)
-    return reason or why_unbuildable(name)
+    if (reason := reason or why_unbuildable(name)) or backend_info(name).artefact != TENSORRT_PLAN:
+        return reason
+    try:
+        check_target(request.tensorrt_options(name))
+    except BackendError as error:
+        return str(error)
+    return None
 
 
 def check_request(name: str, request: Request) -> None:
@@ -98,5 +103,3 @@ def check_request(name: str, request: Request) -> None:
         )
     if reason := _why_not_buildable(name, request):
         raise BackendError(f"backend {name}: {reason}")
-    if info.artefact == TENSORRT_PLAN:
-        check_target(request.tensorrt_options(name))

@@ -24,6 +24,7 @@ from tkfnet_engine.errors import BackendError, FileError, TkfnetError, UsageErro
 from tkfnet_engine.export import choose
 from tkfnet_engine.export import engine_from_checkpoint as builder
 from tkfnet_engine.export.choose import fastest
+from tkfnet_engine.export.engine_from_onnx import Here
 from tkfnet_engine.export.verify import DEFAULT_DATA, MIN_IMAGES, verification_set, verify
 from tkfnet_engine.model.checkpoint import load_checkpoint
 
@@ -246,10 +247,13 @@ def test_auto_tries_what_is_installed_and_runs_without_torch(monkeypatch):
         return builder.candidates(builder.Request(precision, "auto", device, 32, archs=archs, ahead=ahead))
 
     assert candidates("cpu", "float32") == candidates("cpu", "float16") == ["onnxruntime", "openvino"]
-    assert candidates("cuda", "float32") == ["eager", "compiled"]
-    assert candidates("cuda", "float16") == ["eager", "compiled", "fused"]
-    assert candidates("cuda", "float16", archs=()) == ["eager", "compiled"]
+    assert candidates("cuda", "float32") == ["eager", "compiled", "tensorrt-rtx"]
+    assert candidates("cuda", "float16") == ["eager", "compiled", "fused", "tensorrt-rtx"]
+    assert candidates("cuda", "float16", archs=()) == ["eager", "compiled", "tensorrt-rtx"]
     assert candidates("cuda", "float16", ahead=True) == ["fused"] and candidates("cuda", "float32", ahead=True) == []
+    # A GPU that TensorRT for RTX does not build for takes nothing from the others.
+    monkeypatch.setattr("tkfnet_engine.export.engine_from_onnx.gpu_here", lambda: Here("NVIDIA H200", "9.0", 13000))
+    assert candidates("cuda", "float16") == ["eager", "compiled", "fused"]
     monkeypatch.setattr(f"{REQUEST}.why_unavailable", lambda name: "gone" if name == "openvino" else None)
     assert candidates("cpu", "float32") == ["onnxruntime"]
 
