@@ -18,11 +18,10 @@ import torch
 from gpu_state import read_json, write_json
 from gpu_tensorrt import TensorRtContext, TensorRtPlan, first_line
 
-from tkfnet_engine.backends.ort import OrtRunner
 from tkfnet_engine.compare import compare
+from tkfnet_engine.export.tensorrt_from_graph import graph_runner
 from tkfnet_engine.export.tensorrt_log import log_to
 from tkfnet_engine.export.tensorrt_network import parse
-from tkfnet_engine.hardware import usable_cores
 
 # What the plan is built for: whatever it is for by itself, which NVIDIA's guide calls 8.0, 8.6, 8.9, 12.0 and later, or
 # the GPU that is here.
@@ -84,7 +83,7 @@ def main() -> int:
             logits = context.enqueue(torch.from_numpy(pixels[i : i + 1]).to(args.device), 0)
             answers.append(logits.cpu().numpy().copy())
         known(ran=True)
-        expected = OrtRunner(graph, usable_cores()).run(pixels)
+        expected = graph_runner(graph).run(pixels)
         known(sqnr_db=compare(expected, np.concatenate(answers), 40.0).to_dict()["sqnr_db"])
     except Exception as error:  # whatever it is, it is the answer
         known(error=f"{type(error).__name__}: {first_line(error)}")

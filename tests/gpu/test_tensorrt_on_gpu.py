@@ -20,15 +20,14 @@ needs_gpu()
 import torch  # noqa: E402
 
 from tkfnet_engine import Engine  # noqa: E402
-from tkfnet_engine.backends.ort import OrtRunner  # noqa: E402
 from tkfnet_engine.backends.trt_compatibility import MODULES  # noqa: E402
 from tkfnet_engine.bundle import read_bundle, write_bundle  # noqa: E402
 from tkfnet_engine.compare import compare  # noqa: E402
 from tkfnet_engine.errors import BackendError  # noqa: E402
 from tkfnet_engine.export import engine_from_checkpoint  # noqa: E402
 from tkfnet_engine.export.request import Request  # noqa: E402
+from tkfnet_engine.export.tensorrt_from_graph import graph_runner  # noqa: E402
 from tkfnet_engine.export.verify import VerificationSet  # noqa: E402
-from tkfnet_engine.hardware import usable_cores  # noqa: E402
 
 # The engines that `make gpu` has built; without one the tests build one in FP16.
 VARIABLES = {"float16": "TKFNET_GPU_TENSORRT", "int8": "TKFNET_GPU_TENSORRT_INT8"}
@@ -61,7 +60,7 @@ def built(request, checkpoint, faces, tmp_path_factory):
     if not path and precision != "float16":
         pytest.skip("needs the engine that `make gpu` builds in eight bits")
     path = Path(path) if path else build(checkpoint, faces, tmp_path_factory.mktemp("tensorrt") / "engine.tkf")
-    logits = OrtRunner(bytes(read_bundle(path).bytes("graph.onnx")), usable_cores()).run(faces.pixels)
+    logits = graph_runner(bytes(read_bundle(path).bytes("graph.onnx"))).run(faces.pixels)
     return SimpleNamespace(precision=precision, path=path, logits=logits)
 
 
