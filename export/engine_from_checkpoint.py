@@ -66,9 +66,6 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
             failed[name] = error
     if not drafts:
         raise next(iter(failed.values()))
-    for name, draft in drafts.items():
-        if backend_info(name).executable and (why := trust.remember(draft.tensors[TENSORRT_PLAN])):
-            say(f"{out}: this machine keeps no record that you built it ({why}); loading it will need --trust")
     # What is built ahead cannot be timed here; then auto has one candidate.
     if request.backend == "auto" and not request.ahead:
         chosen, choice = _choose(drafts, request)
@@ -76,6 +73,8 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
         drafts[chosen].facts["choice"] = choice
     else:
         chosen = next(iter(drafts))
+    if backend_info(chosen).executable and (why := trust.remember(drafts[chosen].tensors[TENSORRT_PLAN])):
+        say(f"{out}: this machine keeps no record that you built it ({why}); loading it will need --trust")
     write_bundle(out, drafts[chosen].tensors, drafts[chosen].facts)
     return read_facts(out)
 

@@ -121,7 +121,7 @@ def _text(path: str, facts: dict[str, Any]) -> str:
     if quantisation := facts.get("quantisation"):
         rows += _quantisation_rows(quantisation)
     if tensorrt := facts.get("tensorrt"):
-        rows += _tensorrt_rows(facts["backend"], tensorrt)
+        rows += _tensorrt_rows(facts, tensorrt)
     if "state" in report:
         rows.append(("this plan", report["state"]))
         report = report["graph"] | {"executor": "graph"}
@@ -147,9 +147,9 @@ def _text(path: str, facts: dict[str, Any]) -> str:
     return "\n".join(f"{name:<11} {value}" for name, value in rows)
 
 
-def _tensorrt_rows(backend: str, found: dict[str, Any]) -> list[tuple[str, str]]:
+def _tensorrt_rows(facts: dict[str, Any], found: dict[str, Any]) -> list[tuple[str, str]]:
     """What the plan is for, and what did not become what was asked for."""
-    profile, count, product = found["profiles"][0], len(found["profiles"]), MODULES[backend][1]
+    profile, count, product = found["profiles"][0], len(found["profiles"]), MODULES[facts["backend"]][1]
     batches = f"{profile['min']} to {profile['max']} images, tuned for {profile['opt']}"
     on = f", built on {found['gpu']}, driver {found['driver']}" if found["gpu"] else ""
     rows = [
@@ -158,8 +158,8 @@ def _tensorrt_rows(backend: str, found: dict[str, Any]) -> list[tuple[str, str]]
     ]
     if given := ", ".join(f"{name} {value}" for name, value in found["options"].items() if value):
         rows.append(("options", given))
-    if found["not_as_asked"]:
-        rows.append(("NOT ASKED", ", ".join(f"{name} in {ran}" for name, ran in found["not_as_asked"].items())))
+    if found["not_as_asked"] and "quantisation" not in facts:
+        rows.append(("NOT AS ASKED", ", ".join(f"{name} in {ran}" for name, ran in found["not_as_asked"].items())))
     return rows
 
 
