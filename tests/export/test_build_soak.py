@@ -31,6 +31,12 @@ def _command(backend: str, checkpoint, out) -> list[str]:
     return [*command, "--checkpoint", str(checkpoint), "--out", str(out)]
 
 
+def _content(path) -> tuple:
+    """Facts and tensors. TensorRT gives another plan each time, and its own names to layers."""
+    bundle = read_bundle(path)
+    return bundle.facts, {n: bytes(bundle.bytes(n)) for n in bundle.names() if not n.startswith("tensorrt/")}
+
+
 def _left(folder) -> list[str]:
     return [path.name for path in folder.iterdir() if path.suffix != ".log"]
 
@@ -42,7 +48,7 @@ def test_fifty_killed_builds_leave_nothing_or_an_engine(backend, small_checkpoin
     command = _command(backend, small_checkpoint_path, out)
     started = time.monotonic()
     subprocess.run(command, check=True, capture_output=True)
-    whole, good = time.monotonic() - started, read_bundle(out).sha256
+    whole, good = time.monotonic() - started, _content(out)
     draw, ends = random.Random(50), {"nothing": 0, "valid": 0, "finished before": 0}
     for trial in range(KILLS):
         out.unlink(missing_ok=True)
@@ -56,7 +62,7 @@ def test_fifty_killed_builds_leave_nothing_or_an_engine(backend, small_checkpoin
             process.send_signal(signal.SIGKILL)
             process.wait()
         if out.exists():
-            assert read_bundle(out).sha256 == good, f"trial {trial}: another file than the build's"
+            assert _content(out) == good, f"trial {trial}: another file than the build's"
             ends["valid"] += 1
         else:
             ends["nothing"] += 1
