@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__, trust
+from .. import __version__
 from ..backends.registry import GRAPH, PACKED_WEIGHTS, TENSORRT_PLAN, WEIGHTS, backend_info, open_backend
 from ..bundle import read_facts, write_bundle
 from ..console import say
@@ -25,7 +25,7 @@ from .draft import Draft
 from .layer_precisions import PRECISIONS_OF_GRAPH
 from .onnx_from_torch import bytes_from_onnx, onnx_from_folded
 from .request import Request, candidates, check_request, nothing_builds
-from .tensorrt_from_graph import UNVERIFIED, asked_precisions, golden_tensors, graph_runner, tensorrt_parts
+from .tensorrt_from_graph import UNVERIFIED, asked_precisions, golden_tensors, graph_runner, note_as_own, tensorrt_parts
 from .verify import GATED, VerificationSet, verification_set, verify
 from .verify_interpreted import verify_interpreted
 
@@ -73,8 +73,8 @@ def build_engine(checkpoint: Checkpoint, request: Request, out: str | os.PathLik
         drafts[chosen].facts["choice"] = choice
     else:
         chosen = next(iter(drafts))
-    if backend_info(chosen).executable and (why := trust.remember(drafts[chosen].tensors[TENSORRT_PLAN])):
-        say(f"{out}: this machine keeps no record that you built it ({why}); loading it will need --trust")
+    if TENSORRT_PLAN in drafts[chosen].tensors:
+        note_as_own(out, drafts[chosen].tensors[TENSORRT_PLAN])
     write_bundle(out, drafts[chosen].tensors, drafts[chosen].facts)
     return read_facts(out)
 

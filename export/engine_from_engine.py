@@ -7,7 +7,8 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from .. import __version__, trust
+from .. import __version__
+from ..backends.golden import LOGITS, PIXELS
 from ..backends.registry import GRAPH, TENSORRT_PLAN, backend_info, open_backend, why_unavailable
 from ..bundle import SUFFIX, read_bundle, write_bundle
 from ..console import say
@@ -16,10 +17,8 @@ from ..errors import BackendError, UsageError
 from ..hardware import processor_name
 from .draft import Draft
 from .engine_from_onnx import gpu_here
-from .tensorrt_from_graph import UNVERIFIED, tensorrt_parts
+from .tensorrt_from_graph import UNVERIFIED, note_as_own, tensorrt_parts
 from .tensorrt_options import TensorRtOptions
-
-_GOLDEN = ("golden/pixels", "golden/logits")
 
 
 def rebuilt_engine(
@@ -61,10 +60,9 @@ def rebuilt_engine(
     if "quantisation" in facts:
         found = {"layers": parts.precisions, "not_as_asked": parts.facts["not_as_asked"]}
         made["quantisation"] = facts["quantisation"] | found
-    draft = Draft(made, parts.tensors | {kept: bundle.array(kept) for kept in _GOLDEN})
+    draft = Draft(made, parts.tensors | {kept: bundle.array(kept) for kept in (PIXELS, LOGITS)})
     made["verification"] = _verification(draft, facts["verification"])
-    if why := trust.remember(draft.tensors[TENSORRT_PLAN]):
-        say(f"{out}: this machine keeps no record that you built it ({why}); loading it will need --trust")
+    note_as_own(out, draft.tensors[TENSORRT_PLAN])
     write_bundle(out, draft.tensors, made)
     return made
 
@@ -78,4 +76,4 @@ def _verification(draft: Draft, before: Mapping[str, Any]) -> dict[str, Any]:
         return {"state": UNVERIFIED, "graph": graph}
     runner = open_backend(draft.facts["backend"], draft.facts, draft, draft.facts["device"], None)
     runner.close()
-    return {"state": f"rebuilt: answers as it has to on {len(draft.array(_GOLDEN[0]))} images", "graph": graph}
+    return {"state": f"rebuilt: answers as it has to on {len(draft.array(PIXELS))} images", "graph": graph}

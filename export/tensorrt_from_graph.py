@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import trust
+from ..backends.golden import LOGITS, PIXELS
 from ..backends.ort import OrtRunner
-from ..backends.registry import GRAPH, TENSORRT_PLAN
+from ..backends.registry import GRAPH, TENSORRT_LAYERS, TENSORRT_PLAN
 from ..console import say
 from ..hardware import usable_cores
 from ..kernels.network import Network
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from .quantisation import Quantisation
     from .verify import VerificationSet
 
-LAYERS = "tensorrt/layers"
 UNVERIFIED = "unverified: no GPU"
 # An engine that was built without a GPU has no other proof than these, on the first that opens it.
 GOLDEN_IMAGES = 16
@@ -66,9 +67,15 @@ def tensorrt_parts(
     tensors = {
         GRAPH: graph,
         TENSORRT_PLAN: outcome.plan,
-        LAYERS: np.frombuffer(layers, np.uint8),
+        TENSORRT_LAYERS: np.frombuffer(layers, np.uint8),
     }
     return TensorRtParts(tensors, built | {"asked": dict(products), "not_as_asked": astray}, ran)
+
+
+def note_as_own(out: Any, plan: bytes) -> None:
+    """So that the engine file `out` loads here without a word of trust; why not, if the system refuses."""
+    if why := trust.remember(plan):
+        say(f"{out}: this machine keeps no record that you built it ({why}); loading it will need --trust")
 
 
 def golden_tensors(graph: bytes, facts: Mapping[str, Any], expected: VerificationSet) -> dict[str, np.ndarray]:
@@ -76,7 +83,7 @@ def golden_tensors(graph: bytes, facts: Mapping[str, Any], expected: Verificatio
     float32's."""
     few = expected.first(GOLDEN_IMAGES)
     logits = few.reference if facts["precision"] != "int8" else run_graph(graph, few.images)
-    return {"golden/pixels": few.images, "golden/logits": logits}
+    return {PIXELS: few.images, LOGITS: logits}
 
 
 def run_graph(graph: bytes, images: np.ndarray) -> np.ndarray:

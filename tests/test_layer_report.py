@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tkfnet_engine.errors import BackendError, TrustError
+from tkfnet_engine.errors import TrustError
 
 from .plan_files import SECTION, Backend, write_engine
 
@@ -132,7 +132,8 @@ def test_times_of_layers_as_a_chart(name, engine, command, told, tmp_path):
     shown = command("bench", engine, "--layers", "--batch", "1", "--chart", tmp_path / name, "--trust")
     assert shown.code == 0, shown.err
     if name.endswith(".svg"):
-        assert "layer1.0.conv1" in (tmp_path / name).read_text() or "<svg" in (tmp_path / name).read_text()
+        # A path for each bar, and more for the text.
+        assert (tmp_path / name).read_text().count("<path") > len(TIMES)
         return
     pixels = np.asarray(Image.open(tmp_path / name).convert("RGB")).reshape(-1, 3)
     assert len(np.unique(pixels, axis=0)) > 10  # bars in colours, and text
@@ -155,4 +156,4 @@ def test_what_the_bench_refuses(flags, message, engine, command, told, tmp_path,
 
 def test_other_backends_tell_nothing_of_their_layers(small_engine_path, command):
     shown = command("bench", small_engine_path, "--layers", "--batch", "1")
-    assert shown.code in (64, BackendError.exit_code) and "layers" in shown.err
+    assert shown.code == 64 and "got an engine of backend onnxruntime, expected one of TensorRT" in shown.err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .backends.registry import BACKENDS, CLOSED, Runner, backend_info, open_backend
+from .backends.trt_compatibility import rebuild_command
 from .bundle import Bundle, read_bundle
 from .errors import BackendError, BundleError, ImageError, TrustError, UsageError
 from .hardware import has_exact_byte_products
@@ -202,7 +202,7 @@ def _check_origin(path: str | os.PathLike, backend: str, bundle: Bundle) -> None
             file = os.fsdecode(path)
             raise TrustError(
                 f"{file}: its {name} runs as a program on this machine, with your rights, and {why}; rebuild it from "
-                f"the graph inside: python -m tkfnet_engine.build --from {shlex.quote(file)} --out NEW.tkf; or, if it "
+                f"the graph inside: {rebuild_command(file)}; or, if it "
                 "comes from someone you trust, load it with trusted=True (--trust)"
             )
 

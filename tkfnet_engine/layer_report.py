@@ -6,13 +6,13 @@ import os
 from collections import Counter
 from typing import Any
 
+from .backends.registry import TENSORRT_LAYERS
 from .bundle import Bundle, read_bundle
 from .engine import Engine, checked_facts
 from .errors import BundleError, UsageError
 from .export.tensorrt_layers import layers_from_inspector
 from .strict_json import StrictJsonError, parse
 
-LAYERS = "tensorrt/layers"
 _COLUMNS = ("layer", "kind", "reads", "writes", "tactic", "of")
 _MOST = 44
 
@@ -44,13 +44,13 @@ def kept_layers(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _kept(path: str | os.PathLike, bundle: Bundle) -> list[dict[str, Any]]:
-    if LAYERS not in bundle:
+    if TENSORRT_LAYERS not in bundle:
         raise UsageError(
             f"--layers: got an engine of backend {bundle.facts.get('backend')}, expected one of TensorRT; a fused one "
             "shows its kernels with `info --plan`, and a quantised one its products' precisions with `info --json`"
         )
     try:
-        layers = parse(bytes(bundle.bytes(LAYERS)))
+        layers = parse(bytes(bundle.bytes(TENSORRT_LAYERS)))
         # Whatever wrote it, what follows may rely on these.
         for layer in layers:
             layer["name"], layer["precision"], layer["reads"], layer["writes"], layer["tactic"], layer["origin"]

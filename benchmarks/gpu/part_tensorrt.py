@@ -23,11 +23,10 @@ from part_calibrate import read_set
 from probe_tensorrt import CAPABILITIES, outcome
 
 from tkfnet_engine import build
-from tkfnet_engine.backends.registry import why_unbuildable
+from tkfnet_engine.backends.registry import TENSORRT_LAYERS, why_unbuildable
 from tkfnet_engine.bundle import read_bundle
 from tkfnet_engine.errors import BackendError, VerificationError
 from tkfnet_engine.export import engine_from_checkpoint
-from tkfnet_engine.export.tensorrt_from_graph import LAYERS
 from tkfnet_engine.export.tensorrt_options import RTX
 from tkfnet_engine.export.tensorrt_worker import supported_capabilities
 from tkfnet_engine.export.verify import GATED, VerificationSet
@@ -73,7 +72,7 @@ def command(found: Library, precision: str, size: str, out: Path, checkpoint: st
 def known_of(engine: Path, seconds: float) -> dict[str, Any]:
     """What is known of an engine file of TensorRT's that was built."""
     bundle = read_bundle(engine)
-    facts, layers = bundle.facts, json.loads(bytes(bundle.bytes(LAYERS)))
+    facts, layers = bundle.facts, json.loads(bytes(bundle.bytes(TENSORRT_LAYERS)))
     return {
         "seconds": round(seconds, 1),
         "megabytes": round(engine.stat().st_size / 1e6, 2),

@@ -17,6 +17,8 @@ from tkfnet_engine.errors import BackendError, TrustError, UsageError, Verificat
 from tkfnet_engine.export import engine_from_checkpoint as builder
 from tkfnet_engine.export.engine_from_checkpoint import build_engine
 from tkfnet_engine.export.request import Request, candidates
+from tkfnet_engine.export.tensorrt_layers import precisions_of_products
+from tkfnet_engine.export.verify import VerificationSet
 from tkfnet_engine.model.checkpoint import load_checkpoint
 from tkfnet_engine.trust import why_not_own
 
@@ -79,10 +81,9 @@ def test_layers_are_shown_as_table_and_as_json(tensorrt, command, tmp_path):
 
 
 def test_layers_that_did_not_become_what_was_asked_for_are_listed(tensorrt, command, tmp_path, monkeypatch):
-    ran = builder.tensorrt_parts.__globals__["precisions_of_products"]
 
     def worse(layers, products):
-        return ran(layers, products) | {"tafe.merge": "float32"}
+        return precisions_of_products(layers, products) | {"tafe.merge": "float32"}
 
     monkeypatch.setattr("tkfnet_engine.export.tensorrt_from_graph.precisions_of_products", worse)
     done = tensorrt("--fp16")
@@ -98,9 +99,7 @@ def test_int8_is_built_from_the_one_calibration_and_gated(small_checkpoint_path,
     table = dataclasses.replace(small.table, data=seen)
     (tmp_path / "table.json").write_text(table.to_json())
     images = noise(160, 64, 9)
-    expected = builder.verification_set.__globals__["VerificationSet"](
-        images, "noise", "f" * 64, np.zeros(len(images), np.int64), _logits(small, images)
-    )
+    expected = VerificationSet(images, "noise", "f" * 64, np.zeros(len(images), np.int64), _logits(small, images))
     monkeypatch.setattr(builder, "verification_set", lambda *_: expected)
     monkeypatch.setattr("tkfnet_engine.export.quantisation.SENSITIVITY_IMAGES", 4)
     # The gate wants a trained network, and its figures are tested where there is one.

@@ -16,7 +16,7 @@ from ..hardware import usable_cores
 GRAPH = "graph.onnx"
 WEIGHTS = "weights/"
 PACKED_WEIGHTS = "weights.packed"
-TENSORRT_PLAN = "tensorrt/plan"
+TENSORRT_PLAN, TENSORRT_LAYERS = "tensorrt/plan", "tensorrt/layers"
 # What a runner says that was closed, maybe by another thread between two calls.
 CLOSED = "this engine was closed; load it again"
 
