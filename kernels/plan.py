@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BundleError
+from ..strict_json import parse
 
 SPACES = ("pixels", "logits", "weights", "arena", "counters")
 # Bytes per element, and Triton's name, of each dtype a buffer may have. "f8" is e4m3.
@@ -157,13 +158,13 @@ class Plan:
     def from_json(cls, data: bytes) -> Plan:
         """Reads and validates `to_json`'s form. `BundleError` for anything else."""
         try:
-            fields = json.loads(bytes(data))
-            if fields.pop("format") != FORMAT:
+            fields = parse(bytes(data))
+            if (found := fields.pop("format")) != FORMAT or type(found) is not int:
                 raise ValueError("another format")
-            launches = tuple(_launch_from_dict(d) for d in fields.pop("launches"))
+            launches = tuple(_launch_from_dict(d) for d in _checked_list("launches", fields.pop("launches")))
             plan = cls(launches=launches, **fields)
             plan.validate()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BundleError(
                 f"launch plan: it is not one of this version ({error!r}); build the engine again", "plan"
             ) from None
@@ -181,7 +182,7 @@ class Plan:
             self._validate_launch(launch)
 
     def _validate_launch(self, launch: Launch) -> None:
-        if type(launch.name) is not str or type(launch.kernel) is not str or not launch.kernel.isidentifier():
+        if type(launch.name) is not str or not _is_ascii(launch.kernel) or not launch.kernel.isidentifier():
             raise ValueError(f"launch {launch.name!r}, kernel {launch.kernel!r}")
         # CUDA's limits on a grid.
         for extent, limit in zip(launch.grid, (2**31 - 1, 65535, 65535), strict=True):
@@ -192,11 +193,13 @@ class Plan:
             raise ValueError(f"{launch.name}: {launch.warps} warps")
         for name in ("flops", "reads", "writes", "loads"):
             _check_int(f"{launch.name}: {name}", getattr(launch, name), 0)
+        # What `variant` hashes has to be the same text in every language.
         for name, value in launch.constexprs:
-            if type(name) is not str or type(value) not in (int, bool, type(None)):
+            number = type(value) is int and -(2**63) <= value < 2**63
+            if not _is_ascii(name) or not (number or type(value) in (bool, type(None))):
                 raise ValueError(f"{launch.name}: constexpr {name!r} of {value!r}")
         for name, value in launch.args:
-            if type(name) is not str:
+            if not _is_ascii(name):
                 raise ValueError(f"{launch.name}: parameter {name!r}")
             if not isinstance(value, Buffer):
                 _check_int(f"{launch.name}: {name}", value, -(2**31), 2**31 - 1)
@@ -212,6 +215,16 @@ def _check_int(what: str, value: Any, low: int, high: int = 2**62) -> None:
         raise ValueError(f"{what}: got {value!r}, expected a whole number from {low} to {high}")
 
 
+def _is_ascii(name: Any) -> bool:
+    return type(name) is str and name.isascii()
+
+
+def _checked_list(what: str, value: Any) -> list:
+    if type(value) is not list:
+        raise ValueError(f"{what}: got {value!r}, expected a list")
+    return value
+
+
 def _launch_to_dict(launch: Launch) -> dict[str, Any]:
     fields = dict(vars(launch))
     fields["args"] = [[name, vars(v) if isinstance(v, Buffer) else v] for name, v in launch.args]
@@ -219,9 +232,13 @@ def _launch_to_dict(launch: Launch) -> dict[str, Any]:
 
 
 def _launch_from_dict(fields: dict[str, Any]) -> Launch:
-    args = tuple((name, Buffer(**v) if isinstance(v, dict) else v) for name, v in fields["args"])
-    constexprs = tuple((name, value) for name, value in fields["constexprs"])
-    return Launch(**{**fields, "grid": tuple(fields["grid"]), "args": args, "constexprs": constexprs})
+    grid, args, constexprs = (_checked_list(name, fields[name]) for name in ("grid", "args", "constexprs"))
+    read = {
+        "grid": tuple(grid),
+        "args": tuple((name, Buffer(**v) if isinstance(v, dict) else v) for name, v in args),
+        "constexprs": tuple((name, value) for name, value in constexprs),
+    }
+    return Launch(**{**fields, **read})
 
 
 def bucket_for(images: int, buckets: tuple[int, ...]) -> int:

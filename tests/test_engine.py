@@ -381,6 +381,7 @@ BAD_FACTS = {
     "too few labels": (lambda f: {"labels": f["labels"][:6]}, "labels"),
     "labels that are no text": (lambda f: {"labels": [1, 2, 3, 4, 5, 6, 7]}, "labels"),
     "no labels": (lambda f: {"labels": ...}, "labels"),
+    "a zero in a label": (lambda f: {"labels": ["a\0b", *f["labels"][1:]]}, "labels"),
     "labels as text": (lambda f: {"labels": "1234567"}, "labels"),
     "unknown backend": (lambda f: {"backend": "tensorflow"}, "backend.*'tensorflow'"),
     "backend of another type": (lambda f: {"backend": ["onnxruntime"]}, "backend"),
@@ -402,6 +403,8 @@ BAD_FACTS = {
     "size 0": (lambda f: {"preprocessing": _other(f, "preprocessing", size=0)}, "size: got 0"),
     "std 0": (lambda f: {"preprocessing": _other(f, "preprocessing", std=[1, 0, 1])}, "std > 0"),
     "mean of words": (lambda f: {"preprocessing": _other(f, "preprocessing", mean=["a", "b", "c"])}, "mean"),
+    "int8 with no bits": (lambda f: {"precision": "int8", "quantisation": {}}, "quantisation"),
+    "int8 of 8.0 bits": (lambda f: {"precision": "int8", "quantisation": {"weight_bits": 8.0}}, "quantisation"),
     "two faults": (lambda f: {"precision": "fp8", "device": "tpu"}, "device, precision"),
 }  # fmt: skip
 
@@ -410,8 +413,9 @@ BAD_FACTS = {
 def test_bad_facts_under_a_right_digest_are_refused(name, tampered, engine_path, command):
     changes, message = BAD_FACTS[name]
     path = tampered(engine_path, **changes(read_bundle(engine_path).facts))
-    with pytest.raises(BundleError, match=rf"tampered\.tkf: .*{message}"):
+    with pytest.raises(BundleError, match=rf"tampered\.tkf: .*{message}") as caught:
         Engine.load(path)
+    assert caught.value.code == "facts"
     shown = command("info", path)
     assert shown.code == 3 and shown.out == "" and shown.err.count("\n") == 1
 

@@ -177,7 +177,7 @@ def _of_the_first(**changes):
     def index(plan):
         index = _index(plan)
         first = next(iter(index["cubins"]))
-        return {"cubins": {v: e | changes if v == first else e for v, e in index["cubins"].items()}}
+        return index | {"cubins": {v: e | changes if v == first else e for v, e in index["cubins"].items()}}
 
     return index
 
@@ -185,16 +185,18 @@ def _of_the_first(**changes):
 @pytest.mark.parametrize(
     "index",
     [
-        lambda plan: [], lambda plan: {}, lambda plan: {"cubins": []}, lambda plan: {"cubins": {}},
-        lambda plan: {"cubins": {v: {} for v in _index(plan)["cubins"]}},
-        lambda plan: {"cubins": dict.fromkeys(_index(plan)["cubins"])},
+        lambda plan: [], lambda plan: {}, lambda plan: {"cubins": {}}, lambda plan: {"driver": 1, "cubins": []},
+        lambda plan: {"driver": 1, "cubins": {}},
+        lambda plan: {"driver": 1, "cubins": {v: {} for v in _index(plan)["cubins"]}},
+        lambda plan: {"driver": 1, "cubins": dict.fromkeys(_index(plan)["cubins"])},
         _of_the_first(registers="40"), _of_the_first(registers=-1), _of_the_first(spilled_bytes=True),
         _of_the_first(shared_bytes=1.5), _of_the_first(tensor_core=[]), _of_the_first(tensor_core={"HMMA": None}),
     ],
 )  # fmt: skip
 def test_a_damaged_index_is_refused(command, tmp_path, index):
     path = _write(tmp_path / "damaged.tkf", index=index)
-    _refused(command("info", "--plan", path), 3, "build" if index(_plan(1, "sm_90")) != {"cubins": {}} else "kernel")
+    none = index(_plan(1, "sm_90")) == {"driver": 1, "cubins": {}}
+    _refused(command("info", "--plan", path), 3, "it needs kernel" if none else "damaged")
 
 
 def test_a_damaged_plan_is_refused(command, tmp_path):

@@ -213,20 +213,23 @@ def checked_facts(path: str | os.PathLike, facts: dict[str, Any]) -> dict[str, A
         classes = TKFNetConfig.from_dict(facts.get("model")).classes
         Preprocessing.from_dict(facts.get("preprocessing"))
     except UsageError as error:
-        raise BundleError(f"{path}: {error}") from None
+        raise BundleError(f"{path}: {error}", "facts") from None
     labels, limit, quantised = facts.get("labels"), facts.get("max_batch"), facts.get("quantisation")
-    quantised = quantised if isinstance(quantised, dict) else {}
+    bits = quantised.get("weight_bits") if isinstance(quantised, dict) else None
+    # A label ends at a zero where C reads it.
+    are_texts = isinstance(labels, list) and all(isinstance(v, str) and "\0" not in v for v in labels)
     checks = {
-        "labels": isinstance(labels, list) and len(labels) == classes and all(isinstance(v, str) for v in labels),
+        "labels": are_texts and len(labels) == classes,
         "backend": isinstance(facts.get("backend"), str) and facts["backend"] in BACKENDS,
         "device": facts.get("device") in DEVICES[1:],
         "precision": facts.get("precision") in PRECISIONS,
         "max_batch": type(limit) is int and 1 <= limit <= 65536,
-        "quantisation": facts.get("precision") != "int8" or quantised.get("weight_bits") in (7, 8),
+        "quantisation": facts.get("precision") != "int8" or (type(bits) is int and bits in (7, 8)),
     }
     if wrong := [name for name, fine in checks.items() if not fine]:
         raise BundleError(
             f"{path}: its {', '.join(wrong)} ({', '.join(repr(facts.get(n)) for n in wrong)}) mean nothing to this "
-            "version; it was built by another: build it again, or upgrade tkfnet-engine"
+            "version; it was built by another: build it again, or upgrade tkfnet-engine",
+            "facts",
         )
     return facts

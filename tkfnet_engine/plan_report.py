@@ -11,11 +11,11 @@ from .bundle import Bundle, read_bundle
 from .engine import checked_facts
 from .errors import BackendError, BundleError, UsageError
 from .kernels.chips import ARCHS, CHIPS, Chip, arch_named, chip_named, default_chip
+from .kernels.cubin_index import index_from_json
 from .kernels.network import Block, Conv, Network
 from .kernels.plan import Launch, Plan, bucket_for
 from .kernels.roofline import floor_bytes, occupancy, product_precision, roofline_seconds
 from .spec import Preprocessing, TKFNetConfig
-from .strict_json import StrictJsonError, parse
 
 DEFAULT_ARCH = "sm_90"
 # Residual blocks per stage, as `model.backbone` has them; that one needs PyTorch.
@@ -89,22 +89,18 @@ def _target(arch: str | None, chip: str | None, archs: tuple[str, ...]) -> Chip:
 
 
 def _code(path: str, bundle: Bundle, arch: str) -> dict[str, Code]:
+    index = bundle.bytes(f"cubins/{arch}/index")
     try:
-        entries = parse(bytes(bundle.bytes(f"cubins/{arch}/index")))["cubins"]
+        entries = index_from_json(index)["cubins"]
         fields = Code.__dataclass_fields__
         code = {variant: Code(**{name: entry[name] for name in fields}) for variant, entry in entries.items()}
-        sound = all(
-            all(
-                type(n) is int and n >= 0
-                for n in (c.registers, c.spilled_bytes, c.shared_bytes, *c.tensor_core.values())
-            )
-            for c in code.values()
-        )
-        if not sound:
+        counts = [n for c in code.values() for n in (c.spilled_bytes, *c.tensor_core.values())]
+        if not all(type(n) is int and n >= 0 for n in counts):
             raise ValueError("a count that is no whole number")
-    except (StrictJsonError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a BundleError too, which knows no path
+        why = error if isinstance(error, BundleError) else repr(error)
         raise BundleError(
-            f"{path}: its index of kernels is damaged ({error!r}); build the engine again", "cubins"
+            f"{path}: its index of kernels is damaged ({why}); build the engine again", "cubins"
         ) from None
     return code
 

@@ -216,6 +216,24 @@ refused(lambda: open_backend("fused", given, artefacts(made), "cuda", None), Bun
     assert not any("allocated" in entry for entry in log)
 
 
+@pytest.mark.parametrize(
+    ("index", "word"),
+    [
+        (b'{"driver": 12030, "driver": 12030, "cubins": {}}', "twice"),
+        (b'{"driver": "12030", "cubins": {}}', "driver"),
+        (b'{"driver": 12030, "cubins": {"v": {"entry": "a/b", "registers": 1, "shared_bytes": 0}}}', "a/b"),
+    ],
+)
+def test_a_damaged_index_is_refused_before_anything_is_loaded(index, word, gpu):
+    log = gpu(f"""
+from tkfnet_engine.backends.registry import open_backend
+made, given = tensors(), facts()
+made['cubins/sm_90/index'] = np.frombuffer({index!r}, np.uint8)
+refused(lambda: open_backend("fused", given, artefacts(made), "cuda", None), BundleError, "index of kernels", {word!r})
+""")
+    assert not any("allocated" in entry for entry in log)
+
+
 # An image whose logits lie close together, and the spread of all logits that the requirement is about.
 DARK = (
     "made['golden/pixels'][0] = 0; made['golden/logits'] = answers(made['golden/pixels']); "

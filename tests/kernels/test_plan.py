@@ -111,11 +111,15 @@ WHOLE = {
     "list": b"[]",
     "null": b"null",
     "nested": b'{"format":' + b"[" * 100_000,
+    "twice": _plan().to_json()[:-1] + b',"format":1}',
+    "not-finite": _plan().to_json().replace(b'"flops":1', b'"flops":NaN'),
+    "a-long-number": _plan().to_json().replace(b'"flops":1', b'"flops":' + b"1" * 40),
+    "a-mark": b"\xef\xbb\xbf" + _plan().to_json(),
 }
 
 # Where -> values that must not stand there. "a" is the first launch's list of arguments.
 FIELDS = {
-    "format": [0, 2, "1", None],
+    "format": [0, 2, "1", None, True, 1.0],
     "batch": [0, -1, 1.0, True, "2", None, 2**63, float("nan")],
     "size": [0, 8.0, None],
     "classes": [0, True],
@@ -128,18 +132,19 @@ FIELDS = {
 }
 LAUNCH = {
     "name": [None, 3, ["n"]],
-    "kernel": [None, "", "a b", "../k", "k-1", 7],
+    "kernel": [None, "", "a b", "../k", "k-1", 7, "k\u00e9", "\uff4b"],
     "grid": [[2, 3], [2, 3, 1, 1], [0, 3, 1], [2, 65536, 1], [2, 3, 65536], [2**31, 1, 1], [2.0, 3, 1], [True, 3, 1],
-             6, None],
+             6, None, {"2": 3}],
     "warps": [0, 3, 64, -4, "4", None, 4.0, True],
     "stages": [0, 11, -1, "3", None, 3.0, True],
     "flops": [-1, 1.5, None, float("inf")],
     "reads": [-1, "2"],
     "writes": [-1, False],
     "loads": [-1, None],
-    "constexprs": [None, [["A"]], [[1, 2]], [["A", 1, 2]], [["A", []]], [["A", {}]], [["A", float("nan")]]],
+    "constexprs": [None, [["A"]], [[1, 2]], [["A", 1, 2]], [["A", []]], [["A", {}]], [["A", float("nan")]], {}, "",
+                   [["\u00c5", 1]], [["A", 2**63]], [["A", -(2**63) - 1]], [["A", 1.0]], [["A", "1"]]],
     "args": [None, [["n"]], [["n", 1, 2]], [[1, 2]], [["n", None]], [["n", "x"]], [["n", 1.5]], [["n", True]],
-             [["n", 2**31]], [["n", -(2**31) - 1]], [["n", [1]]]],
+             [["n", 2**31]], [["n", -(2**31) - 1]], [["n", [1]]], [["\u00f1", 1]], {}, ""],
 }  # fmt: skip
 BUFFER = {
     "space": ["heap", None, 3, ["arena"]],
@@ -184,6 +189,13 @@ def test_a_missing_field_is_refused(where):
         del at[name]
         with pytest.raises(BundleError, match="launch plan"):
             Plan.from_json(json.dumps(fields).encode())
+
+
+def test_constants_of_64_bits_are_read():
+    fields = json.loads(_plan().to_json())
+    edges = [["A", 2**63 - 1], ["B", -(2**63)], ["C", False], ["D", None]]
+    fields["launches"][0]["constexprs"] = edges
+    assert Plan.from_json(json.dumps(fields).encode()).launches[0].constexprs == tuple(map(tuple, edges))
 
 
 def test_a_builder_refuses_what_a_reader_would():

@@ -5,7 +5,6 @@ Needs NVIDIA's driver and `cuda-bindings`; neither PyTorch, Triton nor the CUDA 
 
 from __future__ import annotations
 
-import json
 import threading
 import weakref
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError, BundleError
+from ..kernels.cubin_index import index_from_json
 from ..kernels.plan import Plan, bucket_for
 from .cuda_driver import Gpu
 from .cuda_graph import LEAST_DRIVER, Kernel
@@ -143,7 +143,7 @@ def open_runner(facts: Mapping[str, Any], artefacts: Artefacts, device: str, thr
     """
     gpu = Gpu()
     arch = chosen_arch(gpu.capability, _archs(artefacts), gpu.name)
-    index = json.loads(bytes(artefacts.pop(f"cubins/{arch}/index")))
+    index = index_from_json(artefacts.pop(f"cubins/{arch}/index"))
     if gpu.driver_version < (least := max(index["driver"], LEAST_DRIVER)):
         raise BackendError(
             f"the GPU driver is for CUDA {_version(gpu.driver_version)}, and this engine needs {_version(least)} or "
