@@ -125,7 +125,7 @@ def tensors(
         own = [p for p in plans if p.arch == arch]
         index = {}
         for one in (one for p in own for one in p.launches):
-            index[one.variant] = {"entry": one.kernel, "shared_bytes": shared_bytes}
+            index[one.variant] = {"entry": one.kernel, "registers": 32, "shared_bytes": shared_bytes}
             code = f"{one.kernel} {SIGNATURES[one.kernel]}\0".encode()
             made[f"cubins/{arch}/{one.variant}"] = np.frombuffer(code, np.uint8)
         text = json.dumps({"driver": driver, "cubins": index}).encode()
