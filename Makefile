@@ -23,6 +23,24 @@ test-full: $(VENV)/installed  ## and every kernel of every plan, compiled for ev
 soak: $(VENV)/installed  ## the slow ones: builds killed 50 times, 200,000 mutated engine files
 	$(BIN)/python -m pytest tests -m soak --override-ini addopts="--strict-markers --import-mode=importlib"
 
+# CMake, a C++17 compiler and nlohmann-json (Debian: cmake g++ ninja-build nlohmann-json3-dev).
+NATIVE := tkfnet_engine/native
+
+.PHONY: native fuzz
+native:  ## libtkfnet, the C library, and its examples, in build/native; installed into tkfnet_engine/native/lib
+	cmake -S $(NATIVE) -B build/native -DCMAKE_INSTALL_LIBDIR=lib
+	cmake --build build/native --parallel
+	cmake --install build/native --prefix $(NATIVE)
+
+# Clang with its runtime (Debian: clang libclang-rt-14-dev). New inputs that reach new code are kept in build/corpus.
+FUZZ_SECONDS ?= 300
+fuzz:  ## libFuzzer over libtkfnet's file reader and over the geometry of frames, five minutes each
+	cd $(NATIVE) && cmake --preset fuzz && cmake --build --preset fuzz --parallel
+	for name in engine_file frame; do \
+	  mkdir -p build/corpus/$$name && build/native-fuzz/programs/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -timeout=20 \
+	    -print_final_stats=1 build/corpus/$$name tests/native/corpus/$$name || exit 1; \
+	done
+
 # The machine's own Python with its PyTorch, Triton and cuda-bindings: nothing comes from a network.
 GPU_PYTHON ?= python3
 

@@ -30,6 +30,7 @@ LAYERS = (
         "hardware",
         "cache_folder",
         "trust",
+        "native",
     ),
     ("kernels", "model"),
     ("data", "backends", "training"),
@@ -181,11 +182,11 @@ def test_imports_of_our_own_exist():
     assert not wrong, "\n".join(wrong)
 
 
-def test_kernels_import_only_errors_of_ours():
+def test_kernels_import_only_errors_and_strict_json_of_ours():
     for name in MODULES:
         if _unit(name) == "kernels":
             targets = {_unit(t) for _, t in _all_imports(name) if _ours(t)}
-            assert targets <= {"errors", "kernels"}, name
+            assert targets <= {"errors", "strict_json", "kernels"}, name
 
 
 def test_engine_and_backends_import_neither_export_nor_data():

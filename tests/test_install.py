@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ NEEDS_AN_EXTRA = {
     "tkfnet_engine.export.qdq_from_onnx": "onnx",
     **{f"tkfnet_engine.kernels.{name}": "torch" for name in HAS_KERNELS},
 }
-COMMANDS = ("predict", "build", "evaluate", "info", "bench", "train", "tune", "calibrate", "export_plan")
+COMMANDS = ("predict", "build", "evaluate", "info", "bench", "train", "tune", "calibrate", "export_plan", "native")
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys, tkfnet_engine
@@ -149,6 +150,30 @@ def test_the_wheel_carries_the_reference(base, tmp_path):
     assert int(run(base / "python", "-c", script, cwd=tmp_path).stdout) > 20_000_000
 
 
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake; apt-get install cmake g++ nlohmann-json3-dev")
+def test_the_wheel_carries_the_c_library(base, tmp_path):
+    (wheel,) = base.parents[1].glob("*.whl")
+    assert re.fullmatch(r"tkfnet_engine-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
+    flags = ("--cmake-dir", "--include-dir", "--lib-dir", "--pkgconfig-dir")
+    cmake, include, lib, pkgconfig = run(base / "tkfnet", "native", *flags, cwd=tmp_path).stdout.split()
+    assert (Path(cmake) / "tkfnetConfig.cmake").is_file() and (Path(pkgconfig) / "tkfnet.pc").is_file()
+    (tmp_path / "a.c").write_text(
+        '#include "tkfnet.h"\nint main(void) { return tkf_abi_version() != TKF_ABI_VERSION; }\n'
+    )
+    run("gcc", "-o", "a", "a.c", "-I", include, "-L", lib, f"-Wl,-rpath,{lib}", "-ltkfnet", cwd=tmp_path)
+    run(tmp_path / "a", cwd=tmp_path)
+    missing = run(base / "tkfnet", "native", "--openvino-library", cwd=tmp_path, expect=7)
+    assert "tkfnet-engine[openvino]" in missing.stderr
+
+
+def test_a_tree_without_the_c_library_says_how_to_get_it(tmp_path):
+    code = "import sys; from pathlib import Path; from tkfnet_engine import native; native.FOLDER = Path(sys.argv[1])"
+    run_native = (
+        f"{code}\nfrom tkfnet_engine.console import run_command; run_command(lambda _: native.main(['--lib-dir']))"
+    )
+    assert "make native" in run(sys.executable, "-c", run_native, tmp_path, cwd=tmp_path, expect=7).stderr
+
+
 def test_an_editable_install_finds_kernels_and_export(checkout, tmp_path):
     binaries = make_venv(tmp_path / "venv")
     run(binaries / "pip", "install", "-q", "--no-deps", "-e", checkout, cwd=tmp_path)
@@ -188,7 +213,7 @@ def test_the_ranges_hold_the_pinned_versions():
         for line in (ROOT / "constraints.txt").read_text().split("\n")
         if "==" in line and line[0] != "#"
     )
-    namespace: dict = {}
+    namespace: dict = {"__file__": str(ROOT / "setup.py")}
     source = (ROOT / "setup.py").read_text().partition("\nsetup(")[0]
     exec(source, namespace)
     for text in (*namespace["BASE"], *namespace["TRAIN"], *namespace["OPENVINO"]):

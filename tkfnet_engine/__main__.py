@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train the reference network",
     "tune": "measure the fused kernels' tiles on this GPU",
     "calibrate": "measure the scales of INT8 engines",
+    "native": "tell where libtkfnet, the C library, is",
     "export_plan": "write an engine's TensorRT plan for trtexec, C++ or Triton",
 }
 

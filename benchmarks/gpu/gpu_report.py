@@ -19,6 +19,8 @@ TIMES_COMPILED = {1: 1.5, 2: 1.5, 4: 1.5, 8: 1.5, 256: 1.2}
 # By batch: what is compared with TensorRT's FP16 engine that was tuned for it.
 AGAINST_TENSORRT = {1: "batch 1: not slower than TensorRT", 256: "batch 256: images/s against TensorRT"}
 COLD_START_MS = 300.0
+# Of libtkfnet: milliseconds from the context to the first answer, microseconds beyond the bare graph, MiB of the host.
+NATIVE_FIRST_MS, NATIVE_BEYOND_US, NATIVE_MIB = 150.0, 3.0, 150.0
 CHIP = "H200"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # What `network` times, in the order of the table.
@@ -90,6 +92,15 @@ def verdicts(parts: Parts) -> list[dict[str, Any]]:
     ms = _result(parts, "cold_start", "context_to_first_ms", "median")
     target = f"first logits {COLD_START_MS:.0f} ms after the context"
     add(target, ms, "{:,.0f} ms", lambda value: value <= COLD_START_MS)
+    same = _result(parts, "native", "same_bits")
+    add("libtkfnet gives the Python engine's bits", same, "{}", bool)
+    for target, key, limit, unit in (
+        ("libtkfnet: first answer {:.0f} ms after the context", "first_ms", NATIVE_FIRST_MS, "ms"),
+        ("libtkfnet: batch 1 within {:.0f} us of the bare graph", "beyond_replay_us", NATIVE_BEYOND_US, "us"),
+        ("libtkfnet: at most {:.0f} MiB of host memory", "process_mib", NATIVE_MIB, "MiB"),
+    ):
+        value = _result(parts, "native", key, "median")
+        add(target.format(limit), value, f"{{:,.1f}} {unit}", lambda value, limit=limit: value <= limit)
     for tool in ("memcheck", "racecheck"):
         count = _result(parts, f"sanitizer-{tool}", "found")
         add(f"compute-sanitizer {tool} is clean", count, "{} found", lambda value: value == 0)
@@ -100,7 +111,7 @@ def verdicts(parts: Parts) -> list[dict[str, Any]]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """At most 60 lines."""
+    """At most 66 lines."""
     parts = results["parts"]
     lines = [_machine_line(results["environment"]), ""]
     names = [part.name for part in PARTS if not part.name.startswith("network-")]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RIGHT, WRONG, SKIPPED = 0, 10, 77
 # What the numbers depend on: a change of any of these files makes every part undone.
 SOURCES = ("tkfnet_engine", "kernels", "export", "benchmarks/gpu", "tests/gpu")
-_SUFFIXES = {".py", ".json", ".safetensors"}
+_SUFFIXES = {".py", ".json", ".safetensors", ".cpp", ".h", ".hpp"}
 # Files of the output folder: an engine for each precision; rendered faces with float32 logits; what engines in eight
 # bits are calibrated by; and the labelled faces that judge whether they keep their accuracy.
 ENGINES = {"float16": "engine.tkf", "int8": "engine-int8.tkf", "float8": "engine-float8.tkf"}
@@ -96,6 +96,7 @@ PARTS = (
     *map(_network, (1, 256, 8, 32)),
     Part("tests", "part_tests.py", least_s=180, needs=("build",), takes=_TAKEN),
     Part("cold_start", "part_cold_start.py", needs=("build",)),
+    Part("native", "part_native.py", least_s=60, needs=("build",)),
     *map(_sanitizer, ("memcheck", "racecheck", "synccheck")),
     Part("soak", "part_soak.py", needs=("build",)),
     *map(_network, (2, 4, 16, 64, 128)),

@@ -67,6 +67,8 @@ def results(scripts_importable):
     parts |= {"build-int8": record(build_int8()), "launches-int8": record(launches())}
     of_tensorrt = {"small": build_int8(), "large": build_int8() | {"verification": {"gate": GATE | {"images": 2099}}}}
     parts["build-trt-int8"] = record({"summary": "tensorrt 10.13.2: small 30.1 MB", "engines": of_tensorrt})
+    native = {"first_ms": {"median": 140.0}, "beyond_replay_us": {"median": 2.5}, "process_mib": {"median": 120.0}}
+    parts["native"] = record({"summary": "first answer 140.0 ms", "same_bits": True} | native)
     parts |= {"tests": record({"summary": "50 passed"}), "soak": record({"summary": "1000 runs"})}
     return {
         "date": "2026-11-22T10:00:00Z",
@@ -84,7 +86,7 @@ def met(parts: dict) -> dict:
 
 def test_every_target_is_judged(results):
     found = met(results["parts"])
-    assert len(found) == 16 and set(found.values()) == {True}
+    assert len(found) == 20 and set(found.values()) == {True}
     assert set(met({}).values()) == {None}
 
 
@@ -108,6 +110,10 @@ def test_every_target_is_judged(results):
         ("network-256", ("speedups", "fused_int8", "median"), 1.5, 1.499, "INT8, batch 256: 1.5 x as fast as our FP16"),
         ("network-1", ("speedups", "fused_int8", "median"), 1.0, 0.999, "INT8, batch 1: not slower than our FP16"),
         ("cold_start", ("context_to_first_ms", "median"), 300.0, 300.1, "first logits 300 ms"),
+        ("native", ("first_ms", "median"), 150.0, 150.1, "libtkfnet: first answer 150 ms"),
+        ("native", ("beyond_replay_us", "median"), 3.0, 3.1, "libtkfnet: batch 1 within 3 us"),
+        ("native", ("process_mib", "median"), 150.0, 150.1, "libtkfnet: at most 150 MiB"),
+        ("native", ("same_bits",), True, False, "libtkfnet gives the Python engine's bits"),
         ("sanitizer-racecheck", ("found",), 0, 1, "compute-sanitizer racecheck"),
     ],
 )
@@ -138,11 +144,11 @@ def test_the_table_is_short_and_says_it_all(results):
     from gpu_report import table
 
     text = table(results)
-    assert len(text.splitlines()) <= 60
+    assert len(text.splitlines()) <= 66
     for wanted in ("NVIDIA H200", "580.159.04", "120 kernels", "38.0", "121,905", "1.80 x", "50 passed", "0.70", "55%"):
         assert wanted in text, wanted
     assert max(map(len, text.splitlines())) <= 150
-    assert "MISSED" not in text and text.count("met ") == 16 and "left out" in text
+    assert "MISSED" not in text and text.count("met ") == 20 and "left out" in text
     assert "1.75 x (1.72 to 1.79)" in text and "213,333 images/s" in text
     assert "batch 1: not slower than TensorRT: 1.25 x (1.20 to 1.30), tensorrt 10.13.2" in text
     lines = text.splitlines()
@@ -160,7 +166,7 @@ def test_the_table_is_short_wherever_everything_is_done(results):
     results["parts"]["launches-float8"] = record(launches())
     results["environment"] = ENVIRONMENT | {"chip": "NVIDIA L4", "tensorrt": "10.13.2"}
     text = table(results)
-    assert len(text.splitlines()) <= 60 and "tensorrt 10.13.2;" in text
+    assert len(text.splitlines()) <= 66 and "tensorrt 10.13.2;" in text
 
 
 def test_the_table_shows_what_failed_and_what_is_missing(results):
