@@ -23,6 +23,12 @@ test-full: $(VENV)/installed  ## and every kernel of every plan, compiled for ev
 soak: $(VENV)/installed  ## the slow ones: builds killed 50 times, 200,000 mutated engine files
 	$(BIN)/python -m pytest tests -m soak --override-ini addopts="--strict-markers --import-mode=importlib"
 
+# Measure on a quiet machine. Results and page: build/benchmarks. Faster and coarser: make bench BENCH_FLAGS=--quick
+.PHONY: bench
+bench: $(VENV)/installed  ## every engine that this CPU runs beside every peer that is installed: under 15 minutes
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.report build/benchmarks/run.json --out build/benchmarks/report
+
 # CMake, a C++17 compiler and nlohmann-json (Debian: cmake g++ ninja-build nlohmann-json3-dev).
 NATIVE := tkfnet_engine/native
 

@@ -129,6 +129,7 @@ setup(
             *TENSORRT_RTX,
             *FACES,
             "pytest>=8.2,<10",
+            "pytest-benchmark>=5.1,<6",
             "hypothesis>=6.100,<7",
             "ruff>=0.9",
         ],

@@ -16,8 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from compare_backends import tkfnet
-
 from tkfnet_engine.bundle import read_bundle
 from tkfnet_engine.hardware import processor_name, usable_cores
 from tkfnet_engine.native import openvino_library
@@ -29,6 +27,22 @@ TITLES = {
     "sample": "OpenVINO's sample loop, the same",
     "bare": "OpenVINO, the network alone",
 }
+
+
+def build_engine(path: Path) -> None:
+    """Of the shipped reference, in the precision that the path names."""
+    precision = path.stem.replace("float", "fp")
+    command = [
+        sys.executable,
+        "-m",
+        "tkfnet_engine.build",
+        f"--{precision}",
+        "--backend",
+        "openvino",
+        "--out",
+        str(path),
+    ]
+    subprocess.run(command, check=True, stdout=sys.stderr)
 
 
 def build_loops(folder: Path) -> Path:

@@ -8,6 +8,9 @@ if(TKFNET_SANITIZE)
   set(sanitizers -fsanitize=${TKFNET_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
   target_compile_options(tkfnet_compiling INTERFACE ${sanitizers})
   target_link_options(tkfnet_compiling INTERFACE ${sanitizers})
+  if(TKFNET_BUILD_FUZZERS)  # so that the fuzzer sees which code an input reaches
+    target_compile_options(tkfnet_compiling INTERFACE -fsanitize=fuzzer-no-link)
+  endif()
 elseif(TKFNET_HARDENING)
   # Fortify needs optimisation, and GCC warns where there is none.
   target_compile_options(tkfnet_compiling INTERFACE
