@@ -41,7 +41,7 @@ def environment(threads: int) -> dict[str, Any]:
         "driver": None,
         "versions": {"python": platform.python_version(), **{n: v for n in LIBRARIES if (v := _version(n))}},
         "commit": commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["pytest", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "load_before": round(os.getloadavg()[0], 2),
         "clock_mhz_before": clock_mhz(),
