@@ -101,9 +101,7 @@ def main() -> None:
         if not engines:
             engines = [folder / "float32.tkf", folder / "int8.tkf"]
             for engine in engines:
-                tkfnet(
-                    "build", f"--{engine.stem.replace('float', 'fp')}", "--backend", "openvino", "--out", str(engine)
-                )
+                build_engine(engine)
         print(f"{processor_name()}, {usable_cores()} cores; median of {args.rounds} rounds (lowest to highest)")
         for engine in engines:
             bundle, graph = read_bundle(engine), folder / "graph.onnx"

@@ -41,11 +41,16 @@ def environment(threads: int) -> dict[str, Any]:
         "driver": None,
         "versions": {"python": platform.python_version(), **{n: v for n in LIBRARIES if (v := _version(n))}},
         "commit": commit(),
-        "command": " ".join(["pytest", *sys.argv[1:]]),
+        "command": typed(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "load_before": round(os.getloadavg()[0], 2),
         "clock_mhz_before": clock_mhz(),
     }
+
+
+def typed(arguments: list[str]) -> str:
+    """The command of a run; of absolute paths, which say where and not what, the last part."""
+    return " ".join(["pytest", *(Path(one).name if Path(one).is_absolute() else one for one in arguments)])
 
 
 def finish(facts: dict[str, Any]) -> dict[str, Any]:

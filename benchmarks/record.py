@@ -108,7 +108,7 @@ def read_run(path: Path) -> Run:
         if content["format"] != FORMAT:
             raise RecordError(f"format {content['format']!r}, expected {FORMAT}")
         return Run(content["environment"], tuple(map(_measurement, content["measurements"])), str(path))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RecordError(
             f"{path}: no record of a run ({error}); pytest benchmarks/ --benchmark-only makes one"
         ) from None

@@ -6,7 +6,7 @@ another backend's build: the scales are the same), the compiler's cache. One bui
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +28,7 @@ def _facts(subject: str, precision: str, mode: str, ours: bool) -> dict:
     return {"suite": "build_time", "subject": subject, "precision": precision, "mode": mode, "ours": ours, "unit": "s"}
 
 
-@pytest.mark.parametrize(("backend", "precision", "mode"), BUILDS, ids="-".join)
+@pytest.mark.parametrize(("backend", "precision", "mode"), BUILDS)
 def test_build(benchmark, recorder, builds, quick, backend, precision, mode):
     facts = _facts(f"tkfnet-engine, {backend}", precision, mode, ours=True)
     subject = next(s for s in SUBJECTS if s.engine == (backend, precision))
@@ -43,17 +43,16 @@ def test_build(benchmark, recorder, builds, quick, backend, precision, mode):
 
 @pytest.mark.parametrize("mode", ["cold", "cached"])
 @pytest.mark.parametrize("subject", COMPILED, ids=lambda s: s.name)
-def test_compiler(benchmark, recorder, builds, quick, monkeypatch, subject: Subject, mode: str):
+def test_compiler(benchmark, recorder, builds, quick, subject: Subject, mode: str):
     """From an eager network to the first answer of batch 1."""
     facts = _facts(subject.name, subject.precision, mode, ours=False)
     if reason := why_absent(subject, quick):
         recorder.put(benchmark, "build", Measurement(**facts, reason=reason), [])
-    cache = builds.folder / f"inductor-{subject.name}"
+    settings = builds.settings(subject)
     if mode == "cold":
-        builds.emptied(cache)
-    monkeypatch.setitem(os.environ, "TORCHINDUCTOR_CACHE_DIR", str(cache))
+        builds.emptied(Path(settings["cache"]))
     try:
-        worker = Worker(subject.opener, **builds.settings(subject))
+        worker = Worker(subject.opener, **settings)
         said = worker.ask("first", batch=1)
         worker.close()
     except WorkerError as error:

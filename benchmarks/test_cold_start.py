@@ -45,7 +45,7 @@ def starts(field, builds, quick) -> dict[str, list[dict[str, float]]]:
     """By subject, what each of its processes took. Rounds over all subjects."""
     able = [subject for subject in STARTED if field.contestant(subject).reason is None]
     found: dict[str, list[dict[str, float]]] = {subject.id: [] for subject in able}
-    for _ in range(2 if quick else 4):
+    for _ in range(2 if quick else 3):
         for subject in able:
             settings = builds.settings(subject)
             found[subject.id].append(_start(settings, subject.opener))

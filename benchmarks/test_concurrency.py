@@ -25,7 +25,7 @@ SERVED = [
 def served(field, quick) -> dict[str, dict]:
     """By subject: {("closed", clients): answer, ("open", load): answer}, or a reason."""
     found: dict[str, dict] = {}
-    seconds = 0.5 if quick else 1.5
+    seconds = 0.5 if quick else 0.8
     for subject in SERVED:
         one = field.contestant(subject)
         if one.worker is None:
@@ -37,7 +37,7 @@ def served(field, quick) -> dict[str, dict]:
             most = max(len(answer["ms"]) / answer["seconds"] for answer in answers.values())
             for load in () if quick else LOADS:
                 rate = load * most
-                said = one.worker.ask("serve", clients=OPEN_CLIENTS, seconds=3 * seconds, rate=rate)
+                said = one.worker.ask("serve", clients=OPEN_CLIENTS, seconds=2 * seconds, rate=rate)
                 answers["open", load] = {**said, "offered": rate}
         except WorkerError as error:
             answers = {"reason": str(error)}

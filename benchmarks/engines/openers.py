@@ -7,6 +7,7 @@ the same images -> whatever the engine wants them as; network: that -> its answe
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,7 +127,9 @@ def eager(threads: int, checkpoint: str, layout: str, precision: str, perturb: s
     return _torch(model, preprocessing, memory, run)
 
 
-def compiled(threads: int, checkpoint: str, mode: str, **_: Any) -> Opened:
+def compiled(threads: int, checkpoint: str, mode: str, cache: str, **_: Any) -> Opened:
+    # Read when PyTorch is imported.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     import torch
 
     model, preprocessing = _network(threads, checkpoint)

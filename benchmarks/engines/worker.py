@@ -4,9 +4,9 @@
 
 Each line of standard input is a command, each line of standard output its answer, both JSON:
 
-    {"do": "answer", "pixels": FILE.npy, "logits": FILE.npy}    logits of uint8 [N, S, S, 3], in batches of at most 32
+    {"do": "answer", "pixels": FILE.npy, "logits": FILE.npy}    logits of uint8 [N, S, S, 3], in batches of 8
     {"do": "time", "mode": "network", "batch": 8, "seconds": 0.5, "jpegs": [..]}    -> {"ms": [..]}: one a call
-    {"do": "first", "batch": 1}                                 -> {"seconds": .., "rss_mib": ..}: of one call, host to host
+    {"do": "first", "batch": 1}                                 -> {"seconds": .., "rss_mib": ..}: one call on the host
     {"do": "serve", "clients": 4, "seconds": 2, "rate": null}   -> {"ms": [..], "seconds": ..}: see `concurrency.py`
 
 The first answer is {"open_s": .., "rss_mib": ..}. An exception is {"error": TEXT}, and the process goes on.
@@ -22,9 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# What a batch is cut into where nothing is timed.
-LARGEST = 32
-LEAST_SAMPLES, MOST_SAMPLES = 3, 400
+# Answers are given in such batches, one that is timed later anyway: compilers work for each size.
+ANSWERED = 8
+LEAST_SAMPLES, MOST_SAMPLES = 2, 400
 
 
 def softmax(logits: Any) -> Any:
@@ -71,7 +71,7 @@ class Worker:
         import numpy as np
 
         images = np.load(pixels)
-        parts = [self.opened.host(images[i : i + LARGEST]) for i in range(0, len(images), LARGEST)]
+        parts = [self.opened.host(images[i : i + ANSWERED]) for i in range(0, len(images), ANSWERED)]
         np.save(logits, np.concatenate(parts))
         return {"images": len(images)}
 

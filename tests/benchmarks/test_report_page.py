@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
@@ -12,9 +11,11 @@ import pytest
 from benchmarks.record import SUITES, Measurement, Run
 from benchmarks.report import page
 from benchmarks.report.figures import number, span
+from benchmarks.report.headline import conditions, headline
 from benchmarks.report.sections import sections
 from benchmarks.report.svg import _restyle, svg
 
+from .html_page import Page
 from .records import ENVIRONMENT, cpu_run, on, only
 
 HOSTILE = "<script>alert(1)</script> & \"q\" 'a' $\\frac{1}{2}$ |`*_[x](y) \x00\x1b\n\t 表情 #00f000 " + "long " * 30
@@ -29,51 +30,6 @@ OF_SUITE = {
     "build_time": {"build_time"},
     "peers": {"peers"},
 }
-_VOID = {"meta"}
-
-
-class Page(HTMLParser):
-    """What a browser would see: `cells` of tables by row, `texts` of charts, `ids`, `references`."""
-
-    def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.references: list[tuple[str, str]] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.rows: list[list[str]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        assert len(found) == len(attrs), f"{tag}: an attribute twice"
-        self.tags.append((tag, found))
-        self.ids += [found["id"]] if "id" in found else []
-        self.references += [(key, found[key]) for key in ("href", "src", "action", "data", "poster") if key in found]
-        self.references += [("url", name) for name in re.findall(r"url\((.*?)\)", " ".join(map(str, found.values())))]
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        elif tag == "text":
-            self.texts.append("")
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes another"
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
-        elif self.open and self.open[-1] == "text":
-            self.texts[-1] += data
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.tags)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +122,24 @@ def test_the_first_screen_says_what_where_and_the_most_telling_figures(run, text
     assert figures[0] == f"{number(fastest.median)} ms" and figures[1] == f"{number(1e3 * most.batch / most.median)} /s"
     assert figures[2] == "5.59×" and len(figures) == 4
     assert span(fastest.low, fastest.high) in first
+
+
+def test_the_figures_are_of_the_first_place_where_engines_were_timed(run):
+    """A faster answer from elsewhere is another figure."""
+    other = replace(run.measurements[0], mode="queued from C++", median=0.001, low=None, high=None)
+    assert headline(replace(run, measurements=(*run.measurements, other))) == headline(run)
+
+
+@pytest.mark.parametrize(
+    ("facts", "shown"),
+    [
+        ({"commit": "593c0dc00f5e+"}, "593c0dc00f5e+"),
+        ({"commit": "593c0dc00f5e77", "changed": True}, "593c0dc00f5e+"),
+        ({"commit": "593c0dc00f5e77", "changed": False}, "593c0dc00f5e"),
+    ],
+)
+def test_a_changed_tree_is_no_commit(facts, shown, run):
+    assert conditions(on(run, **facts)).partition("commit ")[2].partition(";")[0] == shown
 
 
 # --- sections ------------------------------------------------------------------------------------------------
@@ -288,6 +262,12 @@ def test_hostile_names_are_shown_and_do_nothing(run):
     for line, after in pairwise(lines):
         if re.fullmatch(r"\|( -+:? \|)+", after):
             assert len(re.findall(r"(?<!\\)\|", line)) == after.count("|")
+
+
+def test_a_dollar_begins_no_formula(run):
+    """matplotlib would read one in a name, and fail at this."""
+    one = replace(run.measurements[0], subject="$x_$")
+    assert "$x_$" in Page(page.page([replace(run, measurements=(one,))])).texts
 
 
 def test_values_of_any_size_can_be_drawn():
