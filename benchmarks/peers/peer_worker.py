@@ -1,8 +1,8 @@
 """One package of the field in its own interpreter: PYTHON peer_worker.py NAME. Imports nothing of this project.
 
 Speaks as benchmarks/engines/worker.py: {"do": "time", "jpegs": [..], "seconds": ..} -> {"ms": [..]}, from the bytes of
-a JPEG of one face crop to the package's probabilities. What cannot be opened says why: most packages fetch their weights
-when they are first used.
+a JPEG of one face crop to the package's probabilities. What cannot be opened says why: most packages fetch their
+weights when they are first used.
 """
 
 import json

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from benchmarks.engines.client import Worker, WorkerError
 from benchmarks.engines.concurrency import serve
 from benchmarks.engines.race import Contestant, Faces, Heat, enter, judged, race, ratio, summary
 from benchmarks.engines.subjects import BASELINE, SUBJECTS, Subject, why_absent
 from benchmarks.record import Measurement, Run
-
 from tkfnet_engine.spec import Preprocessing
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from benchmarks.record import Measurement, Ratio, RecordError, Run, merged, read_run
 from benchmarks.roofline import with_fractions
 
@@ -37,7 +38,7 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path):
 def test_what_is_no_record_is_refused(tmp_path, row):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"format": 1, "environment": {}, "measurements": [row]}))
-    with pytest.raises(RecordError, match="run.json"):
+    with pytest.raises(RecordError, match=r"run\.json"):
         read_run(path)
     path.write_text(json.dumps({"format": 2, "environment": {}, "measurements": []}))
     with pytest.raises(RecordError, match="format 2"):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from benchmarks.machine import typed
 from benchmarks.record import read_run
 from benchmarks.report.readme import BEGIN, END, rewritten

@@ -53,8 +53,8 @@ def openvino_library() -> Path:
 def _built(folder: Path, file: str) -> Path:
     if not (folder / file).is_file():
         raise BackendError(
-            f"{folder / file} is not there: this installation was made without the C library; in a source tree build it "
-            "with `make native`, else install a wheel that was built where CMake, a C++ compiler and nlohmann-json are"
+            f"{folder / file} is not there: this installation was made without the C library; in a source tree build "
+            "it with `make native`, else install a wheel built where CMake, a C++ compiler and nlohmann-json are"
         )
     return folder
 
