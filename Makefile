@@ -14,7 +14,7 @@ $(VENV)/installed: setup.py constraints.txt
 demo: $(VENV)/installed  ## train a little, build the shipped reference, verify, predict, time
 	$(BIN)/python examples/demo.py demo-out
 
-test: $(VENV)/installed  ## everything that needs no GPU, some 17 minutes on two cores
+test: $(VENV)/installed  ## everything that needs no GPU, some 22 minutes on two cores
 	$(BIN)/python -m pytest tests
 
 test-full: $(VENV)/installed  ## and every kernel of every plan, compiled for every architecture

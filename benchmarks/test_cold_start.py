@@ -45,7 +45,7 @@ def starts(field, builds, quick) -> dict[str, list[dict[str, float]]]:
     """By subject, what each of its processes took. Rounds over all subjects."""
     able = [subject for subject in STARTED if field.contestant(subject).reason is None]
     found: dict[str, list[dict[str, float]]] = {subject.id: [] for subject in able}
-    for _ in range(2 if quick else 3):
+    for _ in range(1 if quick else 3):
         for subject in able:
             settings = builds.settings(subject)
             found[subject.id].append(_start(settings, subject.opener))
@@ -78,11 +78,11 @@ def test_start(benchmark, recorder, field, starts, subject, mode):
 
 
 @pytest.mark.parametrize("name", IMPORTS)
-def test_import(benchmark, recorder, name):
+def test_import(benchmark, recorder, quick, name):
     """What `import` alone takes in a new process, less what an empty process takes."""
     facts = {"suite": "cold_start", "subject": name, "mode": "import", "ours": name == "tkfnet-engine"}
     pairs = []
-    for _ in range(5):
+    for _ in range(2 if quick else 5):
         empty = _python("pass")
         pairs.append(_python(f"import {IMPORTS[name]}") - empty)
     seconds = [max(pair, 0.0) for pair in pairs]
