@@ -47,7 +47,30 @@ def native_build() -> Path:
 
 
 @pytest.fixture(scope="session")
+def fake_library(tmp_path_factory) -> Path:
+    """The folder of the stand-in for libcuda.so.1."""
+    from ..backends import fake_cuda
+
+    return fake_cuda.build(tmp_path_factory.mktemp("fake-cuda"))
+
+
+@pytest.fixture(scope="session")
 def library(native_build):
     from . import c_api
 
     return c_api.load(native_build / "libtkfnet.so")
+
+
+@pytest.fixture
+def run_fused(native_build, fake_library, tmp_path):
+    """run_fused(tensors, max_batch=2, settings={..}): opens an engine of these tensors, facts and settings."""
+
+    from ..backends.fake_cuda import faces
+    from .cuda_engines import run_engine, write_engine
+
+    def opened(tensors=None, *flags, library=fake_library, settings=None, **facts):
+        path = write_engine(tmp_path / "e.tkf", tensors, **facts)
+        program = native_build / "programs" / "run_engine"
+        return run_engine(program, library, tmp_path, path, faces(4), *flags, **(settings or {}))
+
+    return opened

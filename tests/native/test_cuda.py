@@ -19,11 +19,6 @@ from .cuda_engines import entry_of, expected_runs, ran, real_tensors, run_engine
 
 
 @pytest.fixture(scope="module")
-def fake_library(tmp_path_factory):
-    return fake_cuda.build(tmp_path_factory.mktemp("fake-cuda"))
-
-
-@pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     return write_engine(tmp_path_factory.mktemp("engine") / "e.tkf", fake_cuda.tensors(golden=2))
 

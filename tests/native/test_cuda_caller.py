@@ -12,12 +12,6 @@ from ..backends import fake_cuda
 from ..backends.fake_cuda import freed, runs
 from .cuda_engines import write_engine
 
-
-@pytest.fixture(scope="module")
-def fake_library(tmp_path_factory):
-    return fake_cuda.build(tmp_path_factory.mktemp("fake-cuda"))
-
-
 # Runs in a Python process over the stand-in, which it reaches by cuda-bindings and the library by ctypes.
 CALLER = """
 import c_api

@@ -11,25 +11,7 @@ import pytest
 
 from ..backends import fake_cuda
 from ..backends.fake_cuda import CLASSES, answers, faces, freed, runs
-from .cuda_engines import environment, run_engine, write_engine
-
-
-@pytest.fixture(scope="module")
-def fake_library(tmp_path_factory):
-    return fake_cuda.build(tmp_path_factory.mktemp("fake-cuda"))
-
-
-@pytest.fixture
-def run(native_build, fake_library, tmp_path):
-    """run(tensors, max_batch=2, settings={..}): opens an engine of these tensors, facts and settings."""
-
-    def opened(tensors=None, *flags, library=fake_library, settings=None, **facts):
-        path = write_engine(tmp_path / "e.tkf", tensors, **facts)
-        program = native_build / "programs" / "run_engine"
-        return run_engine(program, library, tmp_path, path, faces(4), *flags, **(settings or {}))
-
-    return opened
-
+from .cuda_engines import environment, write_engine
 
 # --- every driver call fails -----------------------------------------------------------------------------
 
@@ -109,14 +91,14 @@ def test_any_driver_call_may_fail(native_build, fake_library, tmp_path):
 
 # The second request fails, in the middle of its capture or of the request itself.
 @pytest.mark.parametrize("fail", ["cuMemcpyDtoHAsync:2:719", "cuLaunchKernelEx:5:700", "cuStreamEndCapture:2:702"])
-def test_after_an_error_that_sticks_the_driver_is_left_alone(fail, run):
-    found = run(None, "--counts", "1,2,3,4", settings={"fail": fail})
+def test_after_an_error_that_sticks_the_driver_is_left_alone(fail, run_fused):
+    found = run_fused(None, "--counts", "1,2,3,4", settings={"fail": fail})
     assert found.statuses == ["TKF_OK"] * 3 + ["TKF_ERROR_LOST"] * 3
     assert len({call["error"] for call in found.calls if call.get("error")}) == 1
     assert not [entry for entry in found.log if "after" in entry]
 
 
-def test_a_kernel_that_leaves_its_memory_loses_the_context(run):
+def test_a_kernel_that_leaves_its_memory_loses_the_context(run_fused):
     """Found at the wait, not at the launch."""
     from dataclasses import replace
 
@@ -124,7 +106,7 @@ def test_a_kernel_that_leaves_its_memory_loses_the_context(run):
     logits = small.launches[2].args[1][1]
     wild = {"x_ptr": 12345, "logits_ptr": logits, "images": 4, "classes": CLASSES}
     launches = (*small.launches[:2], fake_cuda.launch("classify_kernel", 4, wild, {"PDL": True}, 1))
-    found = run(fake_cuda.tensors([replace(small, launches=launches)]), "--counts", "4,4")
+    found = run_fused(fake_cuda.tensors([replace(small, launches=launches)]), "--counts", "4,4")
     assert found.statuses == ["TKF_OK", "TKF_OK", "TKF_ERROR_LOST", "TKF_ERROR_LOST"]
 
 
@@ -150,9 +132,9 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_cannot_run_here_is_refused_with_the_remedy_and_nothing_is_left(case, run):
+def test_what_cannot_run_here_is_refused_with_the_remedy_and_nothing_is_left(case, run_fused):
     made, settings, status, words = REFUSALS[case]
-    found = run(fake_cuda.tensors(**made), settings=settings)
+    found = run_fused(fake_cuda.tensors(**made), settings=settings)
     assert found.statuses[-1] == f"TKF_ERROR_{status}" and all(word in found.error for word in words), found.error
     assert not runs(found.log)
     early = {"no device", "fork", "busy", "lacks", "driver before graphs"}
@@ -160,15 +142,15 @@ def test_what_cannot_run_here_is_refused_with_the_remedy_and_nothing_is_left(cas
 
 
 @pytest.mark.parametrize("device", [1, 7, 4095])
-def test_a_gpu_that_is_not_there_is_refused(device, run):
-    found = run(None, "--device", device)
+def test_a_gpu_that_is_not_there_is_refused(device, run_fused):
+    found = run_fused(None, "--device", device)
     assert found.statuses == ["TKF_ERROR_DEVICE"]
     assert f"got GPU {device}, and this process sees 1; expected 0 to 0; CUDA_VISIBLE_DEVICES" in found.error
-    assert run(None, "--device", 1, settings={"devices": 2}).statuses[0] == "TKF_OK"
+    assert run_fused(None, "--device", 1, settings={"devices": 2}).statuses[0] == "TKF_OK"
 
 
-def test_without_a_driver_the_remedy_is_named(run, tmp_path):
-    found = run(library=tmp_path)
+def test_without_a_driver_the_remedy_is_named(run_fused, tmp_path):
+    found = run_fused(library=tmp_path)
     assert found.statuses == ["TKF_ERROR_BACKEND"]
     assert found.error.startswith("no NVIDIA driver answers here (libcuda.so.1: cannot open")
     assert found.error.endswith("install the GPU's driver, or open an engine for the CPU")
@@ -183,9 +165,9 @@ STUBS = {
 
 
 @pytest.mark.parametrize("code", STUBS)
-def test_a_library_that_is_no_driver_is_refused(code, run, tmp_path):
+def test_a_library_that_is_no_driver_is_refused(code, run_fused, tmp_path):
     (tmp_path / "stub.c").write_text(code)
     options = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", tmp_path / "libcuda.so.1", tmp_path / "stub.c"]
     subprocess.run([fake_cuda.compiler(), *options], check=True)
-    found = run(library=tmp_path)
+    found = run_fused(library=tmp_path)
     assert found.statuses == ["TKF_ERROR_BACKEND"] and all(words in found.error for words in STUBS[code]), found.error

@@ -10,29 +10,11 @@ import pytest
 from tkfnet_engine.spec import Preprocessing, TKFNetConfig
 
 from ..backends import fake_cuda
-from ..backends.fake_cuda import answers, faces, freed, runs
-from .cuda_engines import run_engine, write_engine
+from ..backends.fake_cuda import answers, freed, runs
 
 
-@pytest.fixture(scope="module")
-def fake_library(tmp_path_factory):
-    return fake_cuda.build(tmp_path_factory.mktemp("fake-cuda"))
-
-
-@pytest.fixture
-def run(native_build, fake_library, tmp_path):
-    """run(tensors, max_batch=2, settings={..}): opens an engine of these tensors, facts and settings."""
-
-    def opened(tensors=None, *flags, library=fake_library, settings=None, **facts):
-        path = write_engine(tmp_path / "e.tkf", tensors, **facts)
-        program = native_build / "programs" / "run_engine"
-        return run_engine(program, library, tmp_path, path, faces(4), *flags, **(settings or {}))
-
-    return opened
-
-
-def test_machine_code_runs_only_when_it_may(run):
-    found = run(fake_cuda.tensors(golden=2), "--untrusted", "yes")
+def test_machine_code_runs_only_when_it_may(run_fused):
+    found = run_fused(fake_cuda.tensors(golden=2), "--untrusted", "yes")
     assert found.statuses == ["TKF_ERROR_UNTRUSTED"]
     assert "allow_native_code" in found.error and "e.tkf" in found.error
     assert found.log == []  # the driver was not even asked for memory
@@ -61,7 +43,7 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize("case", CONTRADICTIONS)
-def test_a_file_put_together_from_several_builds_is_refused(case, run):
+def test_a_file_put_together_from_several_builds_is_refused(case, run_fused):
     change, facts, words = CONTRADICTIONS[case]
     made = fake_cuda.tensors([fake_cuda.plan(b, warps=1) for b in (1, 2, 4)])
     change(made)
@@ -71,7 +53,7 @@ def test_a_file_put_together_from_several_builds_is_refused(case, run):
     if "labels" in facts:
         facts["model"] = TKFNetConfig(classes=facts["labels"]).to_dict()
         facts["labels"] = [str(i) for i in range(facts["labels"])]
-    found = run(made, **facts)
+    found = run_fused(made, **facts)
     assert found.statuses == ["TKF_ERROR_FILE"]
     assert words in found.error and "do not fit its launch plans" in found.error
     assert not any("allocated" in entry for entry in found.log) and freed(found.log) == [[0] * 7]
@@ -85,13 +67,13 @@ def test_a_file_put_together_from_several_builds_is_refused(case, run):
         ("weights.packed", None, "weights.packed"),
     ],
 )
-def test_a_damaged_or_missing_part_is_named(tensor, content, words, run):
+def test_a_damaged_or_missing_part_is_named(tensor, content, words, run_fused):
     made = fake_cuda.tensors()
     if content is None:
         del made[tensor]
     else:
         made[tensor] = np.frombuffer(content, np.uint8)
-    found = run(made)
+    found = run_fused(made)
     assert found.statuses == ["TKF_ERROR_FILE"] and words in found.error
     assert freed(found.log) == [[0] * 7]
 
@@ -127,11 +109,11 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("case", GOLDEN)
-def test_the_verification_images_are_answered_before_anything_else(case, run):
+def test_the_verification_images_are_answered_before_anything_else(case, run_fused):
     count, change, refusal = GOLDEN[case]
     made = fake_cuda.tensors(golden=count)
     change(made)
-    found = run(made, "--counts", "2")
+    found = run_fused(made, "--counts", "2")
     if refusal is None:
         assert set(found.statuses) == {"TKF_OK"} and len(found.statuses) == 3
     else:

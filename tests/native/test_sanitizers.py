@@ -23,11 +23,6 @@ REPLAYS = ("replay_engine_file", "replay_frame", "read_files")
 FAILING = ("core_create", "core_compile_model", "infer_request_infer", "tensor_data", "infer_request_wait")
 
 
-@pytest.fixture(scope="module")
-def fake_library(tmp_path_factory) -> Path:
-    return fake_cuda.build(tmp_path_factory.mktemp("fake-cuda"))
-
-
 @pytest.fixture(scope="module", params=["address", "thread"])
 def sanitized(request) -> Path:
     """A build folder in which the library and its programs are sanitized."""
