@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,17 @@ class Builds:
             partial.rename(folder)
         return sorted(str(path) for path in folder.iterdir())
 
+    @functools.cached_property
+    def _preprocessing(self) -> dict[str, Any]:
+        from tkfnet_engine.model.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.checkpoint).preprocessing.to_dict()
+
     def settings(self, subject: Subject) -> dict[str, Any]:
         """What `client.Worker` takes to open the subject."""
-        preprocessing = _preprocessing(self.checkpoint)
-        found: dict[str, Any] = {"threads": self._threads, "size": preprocessing["size"], "checkpoint": self.checkpoint}
-        found |= {"preprocessing": preprocessing, "precision": subject.precision, **dict(subject.options)}
+        facts = self._preprocessing
+        found: dict[str, Any] = {"threads": self._threads, "size": facts["size"], "checkpoint": self.checkpoint}
+        found |= {"preprocessing": facts, "precision": subject.precision, **dict(subject.options)}
         if subject.engine:
             found["engine"] = str(self.engine(*subject.engine))
         if subject.opener == "compiled":
@@ -122,12 +128,6 @@ class Builds:
         if subject.graph:
             found["graph"] = str(self.graph())
         return found
-
-
-def _preprocessing(checkpoint: str) -> Mapping[str, Any]:
-    from tkfnet_engine.model.checkpoint import load_checkpoint
-
-    return load_checkpoint(checkpoint).preprocessing.to_dict()
 
 
 def _render(checkpoint: str, count: int, path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from .engines.subjects import why_not_on_a_gpu
 from .record import Measurement
 
-REASON = "no NVIDIA GPU here; on one, `make gpu` measures every launch, and its results feed the same report"
 KERNELS = ("pack_pixels", "stem", "conv 3x3", "tafe", "dcif_and_head")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernel(benchmark, recorder, kernel):
     facts = {"suite": "kernels", "subject": kernel, "ours": True, "device": "cuda", "mode": "device"}
-    recorder.put(benchmark, "kernels", Measurement(**facts, reason=REASON), [])
+    recorder.put(benchmark, "kernels", Measurement(**facts, reason=why_not_on_a_gpu()), [])

@@ -72,7 +72,7 @@ SUBJECTS = (
     _ours("tensorrt", "float16", ("tensorrt",), True),
     _ours("tensorrt-rtx", "float16", ("tensorrt_rtx",), True),
     Subject("ONNX Runtime, CUDA", "onnxruntime", cuda=True, needs=("onnxruntime",), options=(("provider", "CUDA"),)),
-    Subject("ONNX Runtime, TensorRT", "onnxruntime", cuda=True, needs=("onnxruntime",), options=(("provider", "TRT"),)),
+    Subject("ONNX Runtime, TensorRT", "onnxruntime", "float32", False, (("provider", "Tensorrt"),), cuda=True),
 )  # fmt: skip
 # What speed-ups are over.
 BASELINE = "PyTorch eager, channels-last float32"
@@ -83,9 +83,7 @@ def why_absent(subject: Subject, quick: bool = False) -> str | None:
     if missing := [name for name in subject.needs if not _importable(name)]:
         return f"{', '.join(missing)} is not installed"
     if subject.cuda:
-        if ctypes.util.find_library("cuda") is None:
-            return "no NVIDIA GPU here; on one, `make gpu` measures it"
-        return "`make gpu` measures what runs on a GPU"
+        return why_not_on_a_gpu()
     if subject.opener == "libtkfnet":
         from tkfnet_engine.errors import BackendError
         from tkfnet_engine.native import lib_dir
@@ -97,6 +95,12 @@ def why_absent(subject: Subject, quick: bool = False) -> str | None:
     if quick and not subject.quick:
         return "left out by --quick"
     return None
+
+
+def why_not_on_a_gpu() -> str:
+    """What runs on a GPU is measured by another command; whether there is one here."""
+    here = "" if ctypes.util.find_library("cuda") else "no NVIDIA GPU here; on one, "
+    return f"{here}`make gpu` measures it, and its results feed the same report"
 
 
 def _importable(name: str) -> bool:
