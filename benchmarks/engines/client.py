@@ -7,12 +7,16 @@ import os
 import select
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 # Runtimes read one or the other; a worker's threads are pinned to what the run states.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# glibc keeps what it is given back. Otherwise PyTorch at batch 32 takes 100,000 page faults per call, a fifth of its time
+# on one day and half of it on another (two cores, Xeon; as the system finds it large pages or not).
+KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 class WorkerError(RuntimeError):
@@ -22,26 +26,33 @@ class WorkerError(RuntimeError):
 class Worker:
     """A process with one opened engine. open_s, rss_mib: what it said when it had opened it."""
 
-    def __init__(self, opener: str, threads: int, timeout: float = 300.0, **settings: Any):
-        """`WorkerError` where the engine cannot be opened."""
+    def __init__(
+        self,
+        opener: str,
+        threads: int,
+        timeout: float = 300.0,
+        environment: Mapping[str, str] | None = None,
+        **settings: Any,
+    ):
+        """environment: added to this process's own. `WorkerError` where the engine cannot be opened."""
         text = json.dumps({"opener": opener, "threads": threads, **settings})
-        self._begin([sys.executable, "-m", "benchmarks.engines.worker", text], threads, timeout)
+        self._begin([sys.executable, "-m", "benchmarks.engines.worker", text], threads, timeout, environment or {})
 
     @classmethod
     def of(cls, command: list[str], threads: int, timeout: float = 300.0) -> Worker:
         """A process that answers as `worker.py` does."""
         made = cls.__new__(cls)
-        made._begin(command, threads, timeout)
+        made._begin(command, threads, timeout, {})
         return made
 
-    def _begin(self, command: list[str], threads: int, timeout: float) -> None:
+    def _begin(self, command: list[str], threads: int, timeout: float, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=ROOT,
-            env=os.environ | dict.fromkeys(_THREADS, str(threads)),
+            env={**os.environ, **dict.fromkeys(_THREADS, str(threads)), **environment},
         )
         try:
             said = self._answer(timeout)

@@ -21,7 +21,7 @@ import numpy as np
 from tkfnet_engine.compare import compare
 
 from ..record import Measurement, Ratio
-from .client import Worker, WorkerError
+from .client import KEEPS_MEMORY, Worker, WorkerError
 from .subjects import BASELINE, REQUIRED_AGREEMENT, REQUIRED_SQNR_DB, Subject
 
 # Between two turns: thread pools spin for a while after their work.
@@ -100,7 +100,7 @@ def enter(subject: Subject, faces: Faces, settings: Mapping[str, Any], timeout: 
     contestant = Contestant(subject)
     print(f"opening {subject.id}", file=sys.stderr, flush=True)
     try:
-        contestant.worker = Worker(subject.opener, timeout=timeout, **settings)
+        contestant.worker = Worker(subject.opener, timeout=timeout, environment=KEEPS_MEMORY, **settings)
         with tempfile.TemporaryDirectory() as name:
             pixels, logits = Path(name, "pixels.npy"), Path(name, "logits.npy")
             np.save(pixels, faces.pixels)
