@@ -139,18 +139,25 @@ def race(
 ) -> Heat:
     """seconds: about how long one turn lasts. One that fails is out of this race, with the reason."""
     heat = Heat(mode, batch)
-    running = [c for c in contestants if c.worker is not None]
     for number in range(rounds):
-        turn = number % max(len(running), 1)
-        for one in running[turn:] + running[:turn]:
-            if one.subject.id in heat.reasons:
-                continue
-            time.sleep(PAUSE_S)
-            try:
-                said = one.worker.ask("time", mode=mode, batch=batch, seconds=seconds, jpegs=list(jpegs))
-            except WorkerError as error:
-                heat.reasons[one.subject.id] = str(error)
-                heat.taken.pop(one.subject.id, None)
-                continue
-            heat.taken.setdefault(one.subject.id, []).append(said["ms"])
+        run_round(heat, contestants, number, seconds, jpegs)
     return heat
+
+
+def run_round(
+    heat: Heat, contestants: Iterable[Contestant], number: int, seconds: float, jpegs: Sequence[str] = ()
+) -> None:
+    """Each has its turn; number: of the round, from 0."""
+    running = [c for c in contestants if c.worker is not None]
+    turn = number % max(len(running), 1)
+    for one in running[turn:] + running[:turn]:
+        if one.subject.id in heat.reasons:
+            continue
+        time.sleep(PAUSE_S)
+        try:
+            said = one.worker.ask("time", mode=heat.mode, batch=heat.batch, seconds=seconds, jpegs=list(jpegs))
+        except WorkerError as error:
+            heat.reasons[one.subject.id] = str(error)
+            heat.taken.pop(one.subject.id, None)
+            continue
+        heat.taken.setdefault(one.subject.id, []).append(said["ms"])
