@@ -20,6 +20,8 @@ from tkfnet_engine import preprocess
 from tkfnet_engine.errors import ImageError, UsageError
 from tkfnet_engine.preprocess import check_crop, crop_box, decode_image, resize_crop, stack_crops
 
+from .damaged_images import mutated
+
 NOISE = np.random.default_rng(7).integers(0, 256, (23, 17, 3), np.uint8)
 ACROSS, DOWN = np.meshgrid(np.linspace(0, 255, 40), np.linspace(0, 255, 48))
 SMOOTH = np.stack([ACROSS, DOWN, np.full_like(DOWN, 90)], -1).astype(np.uint8)
@@ -328,22 +330,6 @@ def test_overlong_input(monkeypatch, tmp_path):
 
 
 # Damage
-
-
-def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    damaged = bytearray(data)
-    for _ in range(rng.integers(1, 6)):
-        at = int(rng.integers(0, len(damaged) if rng.random() < 0.5 else min(64, len(damaged))))
-        part = damaged[at : at + int(rng.integers(1, 40))]
-        length, new = ((1, rng.bytes(1)), (4, rng.bytes(4)), (len(part), b""), (0, part))[rng.integers(0, 4)]
-        damaged[at : at + length] = new
-    at = 8
-    # A PNG's chunks claim to be intact, so that damage reaches the decoder.
-    while data[1:4] == b"PNG" and at + 12 + (length := int.from_bytes(damaged[at : at + 4], "big")) <= len(damaged):
-        end = at + 8 + length
-        damaged[end : end + 4] = struct.pack(">I", zlib.crc32(damaged[at + 4 : end]))
-        at = end + 4
-    return bytes(damaged)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
