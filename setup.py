@@ -20,8 +20,11 @@ PACKAGES = {
     "tkfnet_engine": "tkfnet_engine",
     "tkfnet_engine.backends": "tkfnet_engine/backends",
     "tkfnet_engine.data": "tkfnet_engine/data",
+    "tkfnet_engine.explain": "tkfnet_engine/explain",
     "tkfnet_engine.model": "tkfnet_engine/model",
     "tkfnet_engine.native": "tkfnet_engine/native",
+    "tkfnet_engine.pipeline": "tkfnet_engine/pipeline",
+    "tkfnet_engine.serving": "tkfnet_engine/serving",
     "tkfnet_engine.training": "tkfnet_engine/training",
     "tkfnet_engine.kernels": "kernels",
     "tkfnet_engine.export": "export",
@@ -43,7 +46,7 @@ CUDA = ["cuda-bindings>=12.9,<14"]
 TRITON = ["triton>=3.6,<3.10"]
 # Parses and builds without a GPU. 1.4 to 1.6 cannot build INT8 convolutions.
 TENSORRT_RTX = ["tensorrt-rtx>=1.7,<2"]
-FACES = ["opencv-python-headless>=4.10,<6"]
+FACES = ["opencv-python-headless>=4.10,<5"]
 
 
 def wants_native() -> bool:

@@ -21,6 +21,10 @@ LAYERS = (
     ("spec",),
     (
         "preprocess",
+        "faces",
+        "face",
+        "face_boxes",
+        "face_crops",
         "compare",
         "bundle",
         "metrics",
@@ -35,11 +39,13 @@ LAYERS = (
     ("kernels", "model"),
     ("data", "backends", "training"),
     ("engine",),
+    ("pipeline", "explain"),
+    ("serving",),
     ("export",),
 )
-# Modules directly in the package that are not named above: one command each. `__init__` re-exports up to `engine`.
+# Modules directly in the package that are not named above: one command each. `__init__` re-exports up to `pipeline`.
 COMMANDS = len(LAYERS)
-LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units} | {"": 5}
+LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units} | {"": 6}
 
 OPTIONAL = (
     "torch",
@@ -47,6 +53,7 @@ OPTIONAL = (
     "onnx",
     "openvino",
     "cv2",
+    "pandas",
     "matplotlib",
     "accelerate",
     "tensorrt",

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tkfnet_engine.errors import UsageError
-from tkfnet_engine.spec import INPUT_SIZE, LABELS, PRECISIONS, Preprocessing, TKFNetConfig
+from tkfnet_engine.spec import CROPS, INPUT_SIZE, LABELS, PRECISIONS, Preprocessing, TKFNetConfig
 
 SPECS = [
     TKFNetConfig(),
@@ -16,14 +16,16 @@ SPECS = [
     TKFNetConfig("resnet34", width=4, dcif=False, classes=1000),
     Preprocessing(),
     Preprocessing(size=96, mean=(0.5, 0.25, 0), std=(1, 0.5, 0.25)),
+    *(Preprocessing(crop=crop) for crop in CROPS),
 ]
 
 
 def test_the_facts():
     assert LABELS == ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
     assert INPUT_SIZE == 224 and PRECISIONS == ("float32", "float16", "int8", "float8")
+    assert CROPS == ("given", "margin", "five-point")
     facts = Preprocessing()
-    assert (facts.size, facts.color) == (224, "RGB")
+    assert (facts.size, facts.color, facts.crop) == (224, "RGB", "given")
     assert (facts.mean, facts.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert TKFNetConfig() == TKFNetConfig("resnet18", 1.0, "max", True, True, 7)
 
@@ -99,7 +101,8 @@ def test_config_ranges(change):
 @pytest.mark.parametrize(
     "change",
     [{"size": 31}, {"size": 481}, {"size": 0}, {"size": -224}, {"color": "BGR"}, {"resize": "bilinear"},
-     {"crop": "detected"}, {"mean": (0.5, 0.5)}, {"mean": ()}, {"std": (1.0,) * 4}, {"std": (1, 1, 0)},
+     {"crop": "detected"}, {"crop": ""}, {"crop": "Margin"},
+     {"mean": (0.5, 0.5)}, {"mean": ()}, {"std": (1.0,) * 4}, {"std": (1, 1, 0)},
      {"std": (1, -1, 1)}],
     ids=str,
 )  # fmt: skip

@@ -19,6 +19,9 @@ INPUT_SIZE = 224
 
 PRECISIONS: tuple[str, ...] = ("float32", "float16", "int8", "float8")
 
+# How a face comes to be a crop; `face_crops.cut_face` does it.
+CROPS: tuple[str, ...] = ("given", "margin", "five-point")
+
 
 class _Spec:
     """JSON round trip shared by the frozen dataclasses below."""
@@ -103,7 +106,8 @@ class Preprocessing(_Spec):
     """What turns a face crop into the network's input; it travels with checkpoint and engine.
 
     size: side of the square input, pixels. mean, std: per RGB channel, of pixels scaled to 0..1.
-    resize: the filter of `preprocess.resize_crop`. crop: how the face was cut out ("given": the caller's box).
+    resize: the filter of `preprocess.resize_crop`. crop: how the faces it was trained on were cut out, one of `CROPS`;
+    "given" where that was not recorded.
     """
 
     _what: ClassVar[str] = "Preprocessing"
@@ -117,10 +121,10 @@ class Preprocessing(_Spec):
 
     def __post_init__(self) -> None:
         # One decode-and-resize path serves every backend; only its constants are free.
-        if self.color != "RGB" or self.resize != "bilinear-antialias" or self.crop != "given":
+        if self.color != "RGB" or self.resize != "bilinear-antialias" or self.crop not in CROPS:
             raise UsageError(
                 f"Preprocessing: got color={self.color!r}, resize={self.resize!r}, crop={self.crop!r}, "
-                "expected 'RGB', 'bilinear-antialias', 'given'; this version applies no other"
+                f"expected 'RGB', 'bilinear-antialias', one of {', '.join(CROPS)}; this version applies no other"
             )
         # From 481 on TAFE would pool the map to more than one pixel, which the folded form does not hold.
         if not 32 <= self.size <= 480:

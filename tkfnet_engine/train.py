@@ -22,6 +22,7 @@ from .console import Parser, run_command, say
 from .data import GRAMMAR, open_data
 from .errors import UsageError
 from .hardware import processor_name, usable_cores
+from .spec import CROPS
 
 if TYPE_CHECKING:
     import accelerate
@@ -40,6 +41,10 @@ def parser() -> Parser:
     p.add_argument("--stages", help="image sizes and epochs, such as 112x8,224x2 (default: the preset's)")
     p.add_argument("--batch", type=int, help="images per step over all processes (default: the preset's)")
     p.add_argument("--lr", type=float, help="highest learning rate (default: the preset's)")
+    p.add_argument(
+        "--crop", choices=CROPS, default=CROPS[0],
+        help="how the faces of --data were cut out: recorded, so that an engine can warn of others (default: not known)",
+    )  # fmt: skip
     p.add_argument("--backbone", choices=("resnet18", "resnet34", "resnet50"), default="resnet18")
     p.add_argument("--backbone-weights", help="ResNet weights to start from: torchvision or MS-Celeb-1M names")
     p.add_argument("--init", help="a checkpoint of this project to start from")
@@ -102,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "recipe": recipe.to_dict(),
         "model": model.config.to_dict(),
         "seed": args.seed,
+        "crop": args.crop,
         "start": [args.init or "", args.backbone_weights or ""],
         # What it was rounded to is measured on this start again.
         "qat": initial.sha256 if args.qat else "",
@@ -137,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "validation_accuracy": state.best_accuracy,
             "test": scores.to_dict(),
         } | ({"qat": facts} if args.qat else {})
-        preprocessing = initial.preprocessing if args.qat else Preprocessing(size=size)
+        preprocessing = initial.preprocessing if args.qat else Preprocessing(size=size, crop=args.crop)
         save_checkpoint(args.out, model, training, preprocessing, half=args.half)
         written = write_report(args.out, scores, LABELS, training)
         os.remove(state_path)
@@ -176,6 +182,8 @@ def _check(args: argparse.Namespace, state_path: str) -> None:
                     f"{flag}: got {value} with --qat, which starts from --init and has a schedule of its own; leave it "
                     "out (--stages, --lr and --batch change the schedule)"
                 )
+        if args.crop != CROPS[0]:
+            raise UsageError(f"--crop: got {args.crop} with --qat, which keeps what --init says; leave it out")
     if not 0 <= args.seed < 2**32:
         raise UsageError(f"--seed: got {args.seed}, expected a whole number from 0 to 4294967295")
 

@@ -12,7 +12,7 @@ import pytest
 
 from tkfnet_engine.backends.registry import BACKENDS
 from tkfnet_engine.bundle import write_bundle
-from tkfnet_engine.spec import PRECISIONS, TKFNetConfig
+from tkfnet_engine.spec import CROPS, PRECISIONS, TKFNetConfig
 
 from ..engine_files import OURS, craft
 from .readers import ask, pythons_facts, without_messages
@@ -61,6 +61,7 @@ SOUND = {
     **{f"precision-{name}": {**INT8, "precision": name} for name in PRECISIONS},
     **{f"backbone-{n}": changed(engine_facts(), "model.backbone", n) for n in TKFNetConfig.BACKBONES},
     **{f"pool-{n}": changed(engine_facts(), "model.pool", n) for n in TKFNetConfig.POOLS},
+    **{f"crop-{n}": changed(engine_facts(), "preprocessing.crop", n) for n in CROPS},
 }
 UNSOUND = {
     **{f"{path} {value!r}"[:60]: changed(engine_facts(), path, value) for path, values in {
@@ -83,7 +84,7 @@ UNSOUND = {
         "preprocessing.mean": (..., None, 0.5, [], [0.5] * 2, [0.5] * 4, ["0", 0, 0], [True, 0, 0], [[0], 0, 0], {}),
         "preprocessing.std": (..., None, [0.0, 1, 1], [1, -1, 1], [1, 1, 0], [1, 1, -0.0], [1, 1], [1, 1, -(10**30)]),
         "preprocessing.resize": (..., None, "bilinear", "nearest"),
-        "preprocessing.crop": (..., None, "detected"),
+        "preprocessing.crop": (..., None, "detected", "five_point", ["margin"]),
         "preprocessing.more": (None,),
     }.items() for value in values},
     **{f"int8 {value!r}": {**INT8, "quantisation": value} for value in (

@@ -392,6 +392,7 @@ def test_the_preset():
     [
         (["--init", ""], UsageError, "--qat: got no --init, expected the float checkpoint"),
         (["--init", "none.safetensors"], CheckpointError, "none.safetensors: cannot be read"),
+        (["--crop", "margin"], UsageError, "--crop: got margin with --qat"),
         (["--preset", "quick"], UsageError, "--preset: got quick with --qat"),
         (["--backbone-weights", "resnet.pth"], UsageError, "--backbone-weights: got resnet.pth with --qat"),
         (["--stages", "64x1"], UsageError, "--stages: got 64x1, expected 32, the size of .*float.safetensors, alone"),

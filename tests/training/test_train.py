@@ -34,7 +34,7 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 TINY = TKFNetConfig(width=0.0625)
 ARGUMENTS = [
     "--data", "synthetic:n=140,seed=1", "--preset", "quick", "--stages", "48x2,64x1", "--batch", "16",
-    "--width", "0.125", "--device", "cpu",
+    "--width", "0.125", "--device", "cpu", "--crop", "margin",
 ]  # fmt: skip
 
 
@@ -71,6 +71,7 @@ def test_end_to_end(finished):
     checkpoint = load_checkpoint(out)
     facts = checkpoint.training
     assert checkpoint.model.config == TKFNetConfig(width=0.125) and checkpoint.labels == LABELS
+    assert checkpoint.preprocessing.crop == "margin"
     assert facts["command"] == "python -m tkfnet_engine.train " + " ".join(ARGUMENTS) + f" --out {out}"
     assert (facts["data"], facts["seed"], facts["train_images"]) == ("synthetic:n=140,seed=1", 0, 140)
     assert facts["recipe"]["stages"] == [[48, 2], [64, 1]] and facts["recipe"]["batch"] == 16
@@ -432,6 +433,7 @@ def test_resume_with_other_arguments_is_refused_and_restart_discards(command, tm
         (["--batch", "8"], "recipe"), (["--data", "synthetic:n=140,seed=2"], "data, train_fingerprint"),
         (["--width", "0.25"], "model"),
         (["--no-tafe"], "model"), (["--pool", "nearest"], "model"), (["--preset", "paper"], "recipe"),
+        (["--crop", "five-point"], "crop"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=f"interrupted training with another {what}; .*--restart"):
             command(*more)

@@ -45,7 +45,8 @@ bool is_preprocessing(const Value* value, std::int64_t& size) {
   return has_exactly(value, {"size", "color", "mean", "std", "resize", "crop"}) &&
          value->find("size")->integer(size, kMinSize, kMaxSize) && is_one_of(value->find("color"), {"RGB"}) &&
          is_colour(*value->find("mean"), false) && is_colour(*value->find("std"), true) &&
-         is_one_of(value->find("resize"), {"bilinear-antialias"}) && is_one_of(value->find("crop"), {"given"});
+         is_one_of(value->find("resize"), {"bilinear-antialias"}) &&
+         is_one_of(value->find("crop"), {"given", "margin", "five-point"});
 }
 
 bool are_labels(const Value* value, std::int64_t classes) {
