@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Triton's server wants a NumPy of its own.
+SERVE_VENV := .venv-serve
 
-.PHONY: demo test test-full soak lint clean
+.PHONY: demo test test-full soak serve-env lint clean
 
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -11,16 +13,24 @@ $(VENV)/installed: setup.py constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(SERVE_VENV)/installed: setup.py constraints-serve.txt
+	$(PYTHON) -m venv $(SERVE_VENV)
+	$(SERVE_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
+	$(SERVE_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints-serve.txt -e '.[serve,openvino]'
+	touch $@
+
+serve-env: $(SERVE_VENV)/installed  ## the environment that the tests of serving start Triton's server in; Python 3.11 or 3.12
+
 demo: $(VENV)/installed  ## train a little, build the shipped reference, verify, predict, time
 	$(BIN)/python examples/demo.py demo-out
 
-test: $(VENV)/installed  ## everything that needs no GPU, some 22 minutes on two cores
+test: $(VENV)/installed serve-env  ## everything that needs no GPU, some 22 minutes on two cores
 	$(BIN)/python -m pytest tests
 
-test-full: $(VENV)/installed  ## and every kernel of every plan, compiled for every architecture
+test-full: $(VENV)/installed serve-env  ## and every kernel of every plan, compiled for every architecture
 	$(BIN)/python -m pytest tests -m 'not soak and not gpu'
 
-soak: $(VENV)/installed  ## the slow ones: builds killed 50 times, 200,000 mutated engine files
+soak: $(VENV)/installed serve-env  ## the slow ones: builds killed 50 times, 200,000 mutated engine files, 20 minutes of serving
 	$(BIN)/python -m pytest tests -m soak --override-ini addopts="--strict-markers --import-mode=importlib"
 
 # Measure on a quiet machine. Results and page: build/benchmarks. Faster and coarser: make bench BENCH_FLAGS=--quick
@@ -58,4 +68,4 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) demo-out build dist *.egg-info
+	rm -rf $(VENV) $(SERVE_VENV) demo-out build dist *.egg-info

@@ -46,6 +46,8 @@ CUDA = ["cuda-bindings>=12.9,<14"]
 TRITON = ["triton>=3.6,<3.10"]
 # Parses and builds without a GPU. 1.4 to 1.6 cannot build INT8 convolutions.
 TENSORRT_RTX = ["tensorrt-rtx>=1.7,<2"]
+# Carries Triton's server 2.51, whose Python backend has no stub for Python 3.13, and answers wrong with NumPy 2.
+SERVE = ["nvidia-pytriton>=0.7,<0.8; python_version < '3.13'", "numpy<2", "tritonclient[all]>=2.50,<3"]
 FACES = ["opencv-python-headless>=4.10,<5"]
 
 
@@ -111,6 +113,7 @@ setup(
         "tkfnet_engine": ["assets/*.safetensors", "py.typed"],
         "tkfnet_engine.kernels": ["tiles.json"],
         "tkfnet_engine.native": ["include/*"],
+        "tkfnet_engine.serving": ["front.js"],
     },
     install_requires=BASE,
     extras_require={
@@ -123,7 +126,7 @@ setup(
         "tensorrt-rtx": TENSORRT_RTX,
         "pycuda": ["pycuda>=2025.1"],
         "faces": FACES,
-        "serve": ["tritonclient[http]>=2.50,<3"],
+        "serve": SERVE,
         "dev": [
             *TRAIN,
             *OPENVINO,
@@ -134,6 +137,8 @@ setup(
             "pytest>=8.2,<10",
             "pytest-benchmark>=5.1,<6",
             "hypothesis>=6.100,<7",
+            "pandas>=2.2,<4",
+            "pyyaml>=6,<7",
             "ruff>=0.9",
         ],
     },
