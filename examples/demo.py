@@ -44,7 +44,7 @@ def main(folder: str) -> None:
 
     step("Name the expressions of rendered faces and of a photograph")
     faces, truth = render_faces(folder)
-    results = json.loads(run("predict", engine, "--json", *faces, capture=True))
+    results = json.loads(run("predict", engine, "--detector", "none", "--json", *faces, capture=True))
     portrait = str(cbook.get_sample_data(PORTRAIT, asfileobj=False))
     box = ",".join(map(str, PORTRAIT_BOX))
     results += json.loads(run("predict", engine, "--json", "--box", box, portrait, capture=True))

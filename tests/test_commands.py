@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tkfnet_engine import Engine, __version__
+from tkfnet_engine import __version__
 from tkfnet_engine.__main__ import COMMANDS
 from tkfnet_engine.bundle import read_bundle
 from tkfnet_engine.data import open_data
 from tkfnet_engine.metrics import Scores, confusion_matrix
-from tkfnet_engine.preprocess import crop_box, decode_image, stack_crops
+from tkfnet_engine.preprocess import stack_crops
 from tkfnet_engine.spec import LABELS
 
 TKFNET = Path(sys.executable).with_name("tkfnet")
@@ -51,80 +51,7 @@ def _process(*argv, cwd=None, code=0):
     return done
 
 
-# --- predict -----------------------------------------------------------------------------------------------
-
-
-def test_predict_json(command, small_engine_path, pictures):
-    names = [str(pictures / n) for n in ("a.png", "b.jpg", "c.webp", "a.png")]
-    shown = command("predict", small_engine_path, *names, "--json", "--threads", "1")
-    assert shown.code == 0 and shown.err == ""
-    rows = json.loads(shown.out)
-    assert [row["source"] for row in rows] == names and rows[0] == rows[3]
-    with Engine.load(small_engine_path, threads=1) as engine:
-        expected = engine.predict([decode_image(n) for n in names]).probabilities
-    for row, probabilities in zip(rows, expected, strict=True):
-        assert list(row) == ["source", "label", "probabilities"]
-        assert tuple(row["probabilities"]) == LABELS
-        assert np.allclose(list(row["probabilities"].values()), probabilities, rtol=0, atol=1e-6)
-        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
-
-
-def test_predict_table(command, small_engine_path, pictures):
-    names = [str(pictures / n) for n in ("a.png", "b.jpg")]
-    rows = json.loads(command("predict", small_engine_path, *names, "--json").out)
-    shown = command("predict", small_engine_path, *names)
-    assert shown.code == 0 and shown.err == ""
-    lines = shown.out.splitlines()
-    assert len(lines) == 2
-    for line, row in zip(lines, rows, strict=True):
-        ranked = sorted(row["probabilities"].items(), key=lambda item: -item[1])
-        (first, p), (second, q), (third, r) = ranked[:3]
-        assert line.split() == [row["source"], first, f"{p:.1%}", f"({second}", f"{q:.1%},", third, f"{r:.1%})"]
-
-
-def test_predict_many_images_at_once(command, small_engine_path, pictures):
-    names = list(itertools.islice(itertools.cycle(str(pictures / n) for n in ("a.png", "b.jpg", "c.webp")), 40))
-    rows = json.loads(command("predict", small_engine_path, *names, "--json").out)
-    assert [row["source"] for row in rows] == names
-    assert all(row["label"] == rows[i % 3]["label"] for i, row in enumerate(rows))
-
-
-def test_predict_within_a_box(command, small_engine_path, pictures, tmp_path):
-    path = str(pictures / "b.jpg")
-    Image.fromarray(crop_box(decode_image(path), (10, 20, 50, 60))).save(tmp_path / "cut.png")
-    boxed = json.loads(command("predict", small_engine_path, path, "--box", "10,20,50,60", "--json").out)
-    cut = json.loads(command("predict", small_engine_path, tmp_path / "cut.png", "--json").out)
-    whole = json.loads(command("predict", small_engine_path, path, "--json").out)
-    assert boxed[0]["probabilities"] == cut[0]["probabilities"] != whole[0]["probabilities"]
-    full = json.loads(command("predict", small_engine_path, path, "--box", "0,0,120,120", "--json").out)
-    assert full == whole
-
-
-@pytest.mark.parametrize("box", ["", "1,2,3", "1,2,3,4,5", "a,b,c,d", "1.5,2,3,4", "1 2 3 4", ",,,"])
-def test_a_box_that_is_no_box(command, small_engine_path, pictures, box):
-    shown = command("predict", small_engine_path, pictures / "a.png", f"--box={box}")
-    assert _refused(shown, 64, "--box: got ", repr(box), "expected four whole numbers X,Y,W,H such as")
-
-
-@pytest.mark.parametrize("box", ["0,0,81,80", "80,0,1,1", "-1,0,5,5", "0,0,0,5", "0,0,5,-5", "0,0,99999999999,1"])
-def test_a_box_outside_the_image(command, small_engine_path, pictures, box):
-    shown = command("predict", small_engine_path, pictures / "a.png", f"--box={box}", "--json")
-    assert _refused(shown, 4, "box: got", "inside the 80 x 80 pixels")
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("none.jpg", "no such file"),
-        ("damaged.jpg", "damaged or truncated"),
-        ("text.png", "HTML"),
-        ("empty.png", "empty"),
-        ("", "a folder, not a file"),
-    ],
-)
-def test_an_image_that_cannot_be_read(command, small_engine_path, pictures, name, words):
-    shown = command("predict", small_engine_path, pictures / "a.png", pictures / name, "--json")
-    assert _refused(shown, 4, str(pictures / name).rstrip("/"), words)
+# --- engines ----------------------------------------------------------------------------------------------
 
 
 def test_an_engine_that_is_none(command, pictures, tmp_path, checkpoint_path):
@@ -133,7 +60,7 @@ def test_an_engine_that_is_none(command, pictures, tmp_path, checkpoint_path):
         (checkpoint_path, "is it a checkpoint?"),
         (tmp_path, "folder"),
     ):
-        for argv in (["predict", path, pictures / "a.png"], ["info", path], ["bench", path]):
+        for argv in (["predict", path, pictures / "a.png", "--detector", "none"], ["info", path], ["bench", path]):
             assert _refused(command(*argv), 3, str(path), word)
         assert _refused(command("evaluate", path, "--data", "synthetic:n=35"), 3, str(path), word)
 
@@ -423,7 +350,8 @@ def test_a_wrong_flag(command, argv):
 
 
 def test_threads_out_of_range(command, small_engine_path, pictures):
-    assert _refused(command("predict", small_engine_path, pictures / "a.png", "--threads", "0"), 64, "threads: got 0")
+    shown = command("predict", small_engine_path, pictures / "a.png", "--detector", "none", "--threads", "0")
+    assert _refused(shown, 64, "threads: got 0")
 
 
 def test_an_error_of_several_lines_is_shown_as_one(command, small_engine_path, pictures, tmp_path):
@@ -435,7 +363,7 @@ def test_an_error_of_several_lines_is_shown_as_one(command, small_engine_path, p
 
 
 def test_every_way_to_start_is_the_same(small_engine_path, pictures):
-    argv = [small_engine_path, "a.png", "b.jpg", "--json", "--threads", "1"]
+    argv = [small_engine_path, "a.png", "b.jpg", "--detector", "none", "--json", "--threads", "1"]
     package, script = [sys.executable, "-m", "tkfnet_engine", "predict"], [TKFNET, "predict"]
     module = [sys.executable, "-m", "tkfnet_engine.predict"]
     done = [_process(*start, *argv, cwd=pictures) for start in (package, script, module)]

@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
 
 from tkfnet_engine import console, errors
-from tkfnet_engine.console import Parser, emit_json, progress, run_command, say
+from tkfnet_engine.console import Interruptible, Parser, emit_json, progress, run_command, say
 
 ROOT = Path(__file__).parents[1]
 
@@ -196,6 +197,118 @@ def test_progress_of_more_items_than_announced(capsys, clock):
     assert "x: 1/0 (100%)" in capsys.readouterr().err
 
 
+def test_progress_of_an_unknown_total_is_count_and_rate(capsys, clock):
+    for _ in progress(iter(range(3)), "frames", lambda: None):
+        clock(20)
+    assert capsys.readouterr().err.splitlines() == [f"frames: {n}, 0.05/s" for n in (1, 2, 3)]
+
+
+def test_a_total_may_become_known(capsys, clock):
+    total = [2]
+    for n in progress(iter(range(4)), "frames", lambda: total[0]):
+        total[0] = 2 if n < 2 else 10
+        clock(10)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "frames: 1/2 (50%), 0.1/s, 10 s left" and lines[3] == "frames: 4/10 (40%), 0.1/s, 60 s left"
+
+
+def test_a_line_wipes_the_progress_away(monkeypatch, clock):
+    stream = _Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    say("before")
+    for _ in progress(range(1), "reading"):
+        say("meanwhile")
+    say("after")
+    assert stream.getvalue() == "before\n\r\x1b[Kmeanwhile\n\r\x1b[Kafter\n"
+
+
 def test_progress_needs_a_total():
     with pytest.raises(TypeError):
         list(progress(iter([1]), "x"))
+
+
+# --- Ctrl-C between two items ------------------------------------------------------------------------------
+
+
+class _Items:
+    """Counts from 0; `press` sends Ctrl-C where it is asked for that item. Notes that it was closed."""
+
+    def __init__(self, press_at=None):
+        self.press_at, self.next, self.closed = press_at, 0, False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.next == self.press_at:
+            signal.raise_signal(signal.SIGINT)
+        if self.next == 9:
+            raise StopIteration
+        self.next += 1
+        return self.next - 1
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def heeds_signals():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_an_item_is_worked_on_lets_it_finish(heeds_signals):
+    items, done = _Items(), []
+    with Interruptible() as interrupt:
+        for item in interrupt.until_pressed(items):
+            if item == 4:
+                signal.raise_signal(signal.SIGINT)
+            done.append(item)
+    assert done == [0, 1, 2, 3, 4] and interrupt.pressed and items.closed
+
+
+def test_ctrl_c_while_an_item_is_awaited_drops_it(heeds_signals):
+    items, done = _Items(press_at=4), []
+    with Interruptible() as interrupt:
+        done += interrupt.until_pressed(items)
+    assert done == [0, 1, 2, 3] and interrupt.pressed and items.closed
+
+
+def test_a_second_ctrl_c_is_as_always(heeds_signals):
+    with pytest.raises(KeyboardInterrupt), Interruptible() as interrupt:
+        for _ in interrupt.until_pressed(_Items()):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_without_ctrl_c_everything_comes_and_errors_pass(heeds_signals):
+    with Interruptible() as interrupt:
+        assert list(interrupt.until_pressed(range(3))) == [0, 1, 2] and not interrupt.pressed
+        with pytest.raises(ZeroDivisionError):
+            list(interrupt.until_pressed(1 // n for n in (1, 0)))
+        # Someone else's, and not the person's.
+        with pytest.raises(KeyboardInterrupt):
+            list(interrupt.until_pressed(_raising(KeyboardInterrupt)))
+
+
+def _raising(kind):
+    yield 1
+    raise kind
+
+
+def test_it_leaves_signals_alone_where_they_are_not_its_own():
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        with Interruptible() as interrupt:
+            signal.raise_signal(signal.SIGINT)
+        assert seen == [1] and not interrupt.pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+    entered = []
+    thread = threading.Thread(target=lambda: entered.append(Interruptible().__enter__()))
+    thread.start()
+    thread.join()
+    assert entered

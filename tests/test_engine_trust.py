@@ -162,7 +162,11 @@ class _Faces:
 
 @pytest.mark.parametrize(
     "argv",
-    [["predict", "a.png"], ["bench", "--batch", "1", "--samples", "1"], ["evaluate", "--data", "synthetic"]],
+    [
+        ["predict", "a.png", "--detector", "none"],
+        ["bench", "--batch", "1", "--samples", "1"],
+        ["evaluate", "--data", "synthetic"],
+    ],
     ids=lambda argv: argv[0],
 )
 def test_commands_need_the_flag(command, backend, path, tmp_path, monkeypatch, argv):
@@ -184,7 +188,7 @@ def test_every_command_that_loads_an_engine_has_the_flag_and_passes_it_on():
     for name in COMMANDS:
         module = importlib.import_module(f"tkfnet_engine.{name}")
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Engine.load":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Engine.load", "Pipeline"):
                 loading.add(name)
                 assert {k.arg: ast.unparse(k.value) for k in node.keywords}["trusted"] == "args.trust", name
                 assert "--trust" in module.parser()._option_string_actions

@@ -114,7 +114,8 @@ def test_every_module_imports_with_the_base_dependencies(base, tmp_path):
     for name, missing in modules.items():
         allowed = {lib for prefix, lib in NEEDS_AN_EXTRA.items() if name.startswith(prefix)}
         assert missing == "" or missing in allowed or (allowed and missing == "triton"), f"{name} needs {missing}"
-    assert not {"torch", "openvino", "cv2", "matplotlib", "onnx", "triton", "cuda"} & set(found["loaded"])
+    heavy = {"torch", "openvino", "cv2", "pandas", "matplotlib", "onnx", "triton", "cuda", "tritonclient"}
+    assert not heavy & set(found["loaded"])
 
 
 def test_every_help_works_with_the_base_dependencies(base, tmp_path):
@@ -143,6 +144,20 @@ def test_an_engine_runs_with_the_base_dependencies(base, tmp_path, engine_path):
         base / "tkfnet", "evaluate", engine_path, "--data", "synthetic:n=35", "--json", cwd=tmp_path
     )  # fmt: skip
     assert json.loads(scores.stdout)["images"] == 7
+
+
+def test_ready_crops_need_no_opencv_and_faces_say_what_does(base, tmp_path, engine_path):
+    script = (
+        "import sys, numpy as np; from PIL import Image; from tkfnet_engine import Pipeline\n"
+        "Image.fromarray(np.zeros((50, 40, 3), np.uint8)).save('a.png')\n"
+        "print(Pipeline(sys.argv[1], 'none')('a.png')[0].label)"
+    )
+    label = run(base / "python", "-c", script, engine_path, cwd=tmp_path).stdout.strip()
+    shown = run(base / "tkfnet", "predict", engine_path, "a.png", "--detector", "none", cwd=tmp_path)
+    assert shown.stdout.split()[:2] == ["a.png", label]
+    refused = run(base / "tkfnet", "predict", engine_path, "a.png", cwd=tmp_path, expect=7)
+    assert "tkfnet-engine[faces]" in refused.stderr and "--detector none" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_the_wheel_carries_the_reference(base, tmp_path):

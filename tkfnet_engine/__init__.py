@@ -14,8 +14,9 @@ from .spec import TKFNetConfig
 
 if TYPE_CHECKING:
     from .model.net import TKFNet
+    from .pipeline import Pipeline
 
-__all__ = ["Engine", "Prediction", "TKFNet", "TKFNetConfig", "TkfnetError", "__version__"]
+__all__ = ["Engine", "Pipeline", "Prediction", "TKFNet", "TKFNetConfig", "TkfnetError", "__version__"]
 __version__ = "0.1.0"
 
 
@@ -25,4 +26,9 @@ def __getattr__(name: str) -> Any:
         from .model.net import TKFNet
 
         return TKFNet
+    # Who runs an engine on crops needs none of it.
+    if name == "Pipeline":
+        from .pipeline import Pipeline
+
+        return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

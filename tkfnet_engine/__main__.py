@@ -21,6 +21,7 @@ COMMANDS = {
     "tune": "measure the fused kernels' tiles on this GPU",
     "calibrate": "measure the scales of INT8 engines",
     "native": "tell where libtkfnet, the C library, is",
+    "serve": "serve engines with Triton Inference Server",
     "export_plan": "write an engine's TensorRT plan for trtexec, C++ or Triton",
 }
 
