@@ -402,3 +402,20 @@ def test_the_order_of_the_scenes_is_the_reading_order(count):
         mixed = faces.copy()
         random.Random(seed).shuffle(mixed)
         assert reading_order(mixed) == faces, seed
+
+
+def test_find_again_finds_what_was_there_or_says_that_it_did_not():
+    detector = HaarDetector()
+    image, _ = scenes.group_picture(2, seed=1)
+    faces = detector.find_faces(image)
+    assert len(faces) == 2 and detector.find_again(image, faces) == faces
+    moved = np.roll(image, (6, -9), (0, 1))
+    again = detector.find_again(moved, faces)
+    assert again is not None and len(again) == 2
+    # One face is gone; and no face of such a size is there.
+    alone = image.copy()
+    x, y, w, h = (round(v) for v in faces[0].box)
+    alone[y : y + h, x : x + w] = 128
+    assert detector.find_again(alone, faces) is None
+    assert detector.find_again(image, [Face((0.0, 0.0, 20.0, 20.0))]) is None
+    assert detector.find_again(image, []) == []

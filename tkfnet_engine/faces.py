@@ -5,6 +5,7 @@ Needs the extra `faces` (OpenCV) for `haar` and `yunet`; boxes from a file and r
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -41,6 +42,8 @@ YUNET_FILE = "face_detection_yunet_2023mar.onnx"
 # which take twice as long, 352 and 2 that are none; there without the erosion 340 and 1, with histogram equalisation
 # for both 305 and 2, with the default cascade (and an opening for the erosion) 331 and 4, with alt 339 and 0.
 _CASCADE, _CASCADE_WINDOW = "haarcascade_frontalface_alt2.xml", 20
+# Windows of one face are of sizes this far apart, and in a moment it grows little.
+_SMALLER, _LARGER = 0.65, 1.5
 _SCALE_STEP, _MIN_NEIGHBOURS = 1.2, 2
 _SQUARE_ROOT = np.round(255 * (np.arange(256) / 255) ** 0.5).astype(np.uint8)
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
@@ -102,15 +105,29 @@ class HaarDetector:
             raise BackendError(f"--detector haar: OpenCV cannot read its own {self._file}; install OpenCV anew")
 
     def find_faces(self, image: np.ndarray, source: str = "", frame: int = 0) -> list[Face]:
+        return self._search(image, 0, math.inf)
+
+    def find_again(self, image: np.ndarray, faces: Sequence[Face]) -> list[Face] | None:
+        """What is in a frame shortly after one with `faces`: looks for faces of about their sizes only, which finds the
+        same and costs less the larger they are. None where there are fewer: look for all."""
+        if not faces:
+            return []
+        sides = [face.box[2] for face in faces]
+        found = self._search(image, _SMALLER * min(sides), _LARGER * max(sides))
+        return found if len(found) >= len(faces) else None
+
+    def _search(self, image: np.ndarray, smallest: float, largest: float) -> list[Face]:
+        """smallest, largest: sides of faces in `image`."""
         import cv2
 
-        image = check_crop(image)
-        small, scale = _shrunk(cv2, image, self.working_side)
+        small, scale = _shrunk(cv2, check_crop(image), self.working_side)
         # Dark faces get contrast, and bright specks (whites of eyes, glints on glasses) shrink: a face is dark eyes.
         grey = cv2.erode(cv2.LUT(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), _SQUARE_ROOT), _CROSS)
-        least = max(_CASCADE_WINDOW, round(self.min_face * max(grey.shape)))
+        side = max(grey.shape)
+        least = max(_CASCADE_WINDOW, round(self.min_face * side), math.floor(smallest / scale))
+        most = math.ceil(min(largest / scale, side))
         boxes, neighbours = self._per_thread().detectMultiScale2(
-            grey, scaleFactor=_SCALE_STEP, minNeighbors=_MIN_NEIGHBOURS, minSize=(least, least)
+            grey, scaleFactor=_SCALE_STEP, minNeighbors=_MIN_NEIGHBOURS, minSize=(least, least), maxSize=(most, most)
         )
         found = [Face(_scaled(box, scale), None, float(n)) for box, n in zip(boxes, np.ravel(neighbours))]
         return reading_order(_suppressed(found))

@@ -16,8 +16,8 @@ from .errors import FileError, ImageError, UsageError
 from .explain import Explainer, write_heat_map
 from .face_crops import MARGIN
 from .faces import DETECTORS, Detector, Face
-from .pipeline import SMOOTH_S, Frame, FrameResult, Pipeline, Sources
-from .pipeline.annotated import AnnotatedFolder, AnnotatedVideo, open_annotated
+from .pipeline import SEARCH_S, SMOOTH_S, Frame, FrameResult, Pipeline, Sources
+from .pipeline.annotated import AnnotatedFolder, AnnotatedVideo, is_folder
 from .pipeline.sources import Source, kind_of
 from .pipeline.videos import FPS
 from .pipeline.writers import CsvFile, JsonList, Table, Writer
@@ -46,6 +46,11 @@ def parser() -> Parser:
     )
     p.add_argument("--margin", type=float, metavar="M", default=MARGIN, help=f"around a found box (default: {MARGIN})")
     p.add_argument("--every", type=int, metavar="N", default=1, help="of a video, only each N-th frame")
+    p.add_argument(
+        "--search-every", type=float, metavar="S", default=SEARCH_S,
+        help="of a video: seconds between two searches for all faces; between them those seen are looked for, which "
+        f"is faster (default: {SEARCH_S}; 0: for all in every frame)",
+    )  # fmt: skip
     p.add_argument("--track", action="store_true", help="number the people in a video")
     p.add_argument(
         "--smooth", type=float, metavar="S", nargs="?", const=SMOOTH_S,
@@ -87,15 +92,15 @@ class Annotations:
     """Gives frames to what draws them. A video is opened with its first frame, when its rate is known."""
 
     def __init__(self, path: str, sources: Sources, roots: Sequence[str]):
-        self._path, self._sources, self._roots = path, sources, roots
+        self._path, self._sources = path, sources
         self._out: AnnotatedVideo | AnnotatedFolder | None = None
         self.folder: AnnotatedFolder | None = None
-        if os.path.isdir(path) or path.endswith(os.sep) or not PurePath(path).suffix:
+        if is_folder(path):
             self._out = self.folder = AnnotatedFolder(path, roots)
 
     def write(self, result: FrameResult) -> None:
         if self._out is None:
-            self._out = open_annotated(self._path, self._sources.fps.get(result.frame.source, FPS), self._roots)
+            self._out = AnnotatedVideo(self._path, self._sources.fps.get(result.frame.source, FPS))
         self._out.write(result)
 
     def close(self, complete: bool) -> None:
@@ -152,8 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         detector = f"boxes:{args.boxes}"
     outputs = [path for path in (args.csv, args.annotate, args.explain) if path is not None]
     with Pipeline(
-        args.engine, detector, margin=args.margin, smooth=args.smooth, track=args.track, threads=args.threads,
-        trusted=args.trust, warn=say,
+        args.engine, detector, margin=args.margin, smooth=args.smooth, track=args.track,
+        search_every=args.search_every, threads=args.threads, trusted=args.trust, warn=say,
     ) as pipeline:  # fmt: skip
         return _run(args, pipeline, Sources(args.sources, args.every, say, outputs))
 

@@ -43,7 +43,7 @@ def parser() -> Parser:
     p.add_argument("--lr", type=float, help="highest learning rate (default: the preset's)")
     p.add_argument(
         "--crop", choices=CROPS, default=CROPS[0],
-        help="how the faces of --data were cut out: recorded, so that an engine can warn of others (default: not known)",
+        help="how the faces of --data were cut out: recorded, so that engines can warn of others (default: unknown)",
     )  # fmt: skip
     p.add_argument("--backbone", choices=("resnet18", "resnet34", "resnet50"), default="resnet18")
     p.add_argument("--backbone-weights", help="ResNet weights to start from: torchvision or MS-Celeb-1M names")

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from ..faces import Detector, Face, open_detector
 from ..hardware import usable_cores
 from ..preprocess import check_crop, decode_image
 from .results import FaceResult, Frame, FrameResult, to_pandas
+from .search import SEARCH_S, Search
 from .sources import Sources, frames, printable
 from .stages import BYTES_IN_FLIGHT, Job, Limits, Stages
 from .tracks import SMOOTH_S, Tracker
 
-__all__ = ["SMOOTH_S", "FaceResult", "Frame", "FrameResult", "Pipeline", "Sources", "frames", "to_pandas"]
+__all__ = ["SEARCH_S", "SMOOTH_S", "FaceResult", "Frame", "FrameResult", "Pipeline", "Sources", "frames", "to_pandas"]
 
 # Faces in one inference, at most. On a CPU more gain nothing, and each holds activations; a GPU wants them.
 BATCH = {"cpu": 8, "cuda": 64}
@@ -47,7 +49,8 @@ class Pipeline:
     "boxes:FILE", "none" where pictures are face crops already, or an object with `faces.Detector`'s method. margin:
     around a box, as `face_crops.cut_face` has it. smooth: seconds over which the probabilities of one person are
     averaged in a video. track: number the people in a video; smoothing does so too. every: of a video, one frame in so
-    many. threads: of the CPU, default every core this process may use. trusted: as for `Engine.load`.
+    many. search_every: seconds of a video between two searches for faces of all sizes (`search.py`); 0: every frame.
+    threads: of the CPU, default every core this process may use. trusted: as for `Engine.load`.
     bytes_in_flight: of decoded frames and crops at once. warn: takes a line where faces are cut otherwise than the
     engine's training did; default `warnings.warn`.
 
@@ -63,6 +66,7 @@ class Pipeline:
         smooth: float | None = None,
         track: bool = False,
         every: int = 1,
+        search_every: float = SEARCH_S,
         threads: int | None = None,
         trusted: bool = False,
         bytes_in_flight: int = BYTES_IN_FLIGHT,
@@ -72,9 +76,11 @@ class Pipeline:
         _check_number("margin", margin, "a part of the box's side from 0 to 2", 0, 2)
         _check_number("threads", threads, "a whole number from 1, or None for every core", 1, 1024, int, optional=True)
         _check_number("every", every, "a whole number from 1: 1 is every frame", 1, sys.maxsize, int)
+        _check_number("search_every", search_every, "seconds from 0: 0 searches every frame for all", 0, 3600)
         _check_number("bytes_in_flight", bytes_in_flight, "a number of bytes from 1", 1, sys.maxsize, int)
         self.detector = open_detector(detector) if isinstance(detector, str) else detector
         self._margin, self._smooth, self._track, self._every = float(margin), smooth, track, every
+        self._search_every = search_every
         self._warn = warn or (lambda text: warnings.warn(text, stacklevel=2))
         self._warned: set[str] = set()
         workers = threads or usable_cores()
@@ -115,7 +121,9 @@ class Pipeline:
         if getattr(frames, "live", False):
             # No more than are being worked on: what a camera shows now matters.
             limits = replace(limits, frames=limits.workers + 1)
-        jobs = Stages(self._found, self._probabilities, limits, keep_images, keep_crops).run(frames)
+        search = Search(self.detector, self._search_every)
+        find = partial(self._found, search)
+        jobs = Stages(find, self._probabilities, limits, keep_images, keep_crops).run(search.planned(frames))
         tracker, source = None, None
         try:
             for job in jobs:
@@ -141,9 +149,9 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _found(self, frame: Frame) -> tuple[list[Face], np.ndarray]:
+    def _found(self, search: Search, frame: Frame) -> tuple[list[Face], np.ndarray]:
         size, cut = self.engine.input_size, self.detector.crop
-        faces = list(self.detector.find_faces(frame.image, frame.source, frame.number))
+        faces = search.find(frame)
         crops = [cut_face(frame.image, face, size, crop_of(face, cut), self._margin) for face in faces]
         return faces, np.stack(crops) if crops else np.empty((0, size, size, 3), np.uint8)
 
@@ -153,7 +161,7 @@ class Pipeline:
     def _alone(self, frame: Frame) -> Job:
         """One picture, in the caller's thread: detectors prepare themselves for each thread anew."""
         job = Job(0, frame)
-        job.faces, crops = self._found(frame)
+        job.faces, crops = self._found(Search(self.detector), frame)
         count = min(len(crops), self._limits.inferences)
         if count <= 1:
             job.parts = list(self._probabilities(crops))
