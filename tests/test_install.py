@@ -42,7 +42,9 @@ NEEDS_AN_EXTRA = {
     "tkfnet_engine.export.qdq_from_onnx": "onnx",
     **{f"tkfnet_engine.kernels.{name}": "torch" for name in HAS_KERNELS},
 }
-COMMANDS = ("predict", "build", "evaluate", "info", "bench", "train", "tune", "calibrate", "export_plan", "native")
+COMMANDS = (
+    "predict", "build", "evaluate", "info", "bench", "train", "tune", "calibrate", "export_plan", "native", "serve",
+)  # fmt: skip
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys, tkfnet_engine
