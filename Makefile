@@ -24,7 +24,7 @@ serve-env: $(SERVE_VENV)/installed  ## the environment that the tests of serving
 demo: $(VENV)/installed  ## train a little, build the shipped reference, verify, predict, time
 	$(BIN)/python examples/demo.py demo-out
 
-test: $(VENV)/installed serve-env  ## everything that needs no GPU, some 22 minutes on two cores
+test: $(VENV)/installed serve-env  ## everything that needs no GPU, some 25 minutes on two cores
 	$(BIN)/python -m pytest tests
 
 test-full: $(VENV)/installed serve-env  ## and every kernel of every plan, compiled for every architecture
