@@ -8,8 +8,8 @@ Pictures go as they are to NAME_jpeg, which decodes them; crops already decoded 
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,14 @@ def _named(text: bytes) -> tuple[str, float]:
 
 
 def main() -> None:
-    protocol, address, name, *paths = sys.argv[1:]
-    answers = ask_pictures(protocol, address, name, [Path(path).read_bytes() for path in paths])
-    for path, best in zip(paths, answers, strict=True):
+    p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    p.add_argument("protocol", choices=("http", "grpc"))
+    p.add_argument("address", help="such as 127.0.0.1:8000")
+    p.add_argument("name", help="of the model: the engine file's, without its end")
+    p.add_argument("pictures", nargs="+", help="each a face that fills it")
+    args = p.parse_args()
+    answers = ask_pictures(args.protocol, args.address, args.name, [Path(one).read_bytes() for one in args.pictures])
+    for path, best in zip(args.pictures, answers, strict=True):
         print(f"{path}  {', '.join(f'{label} {probability:.1%}' for label, probability in best)}")
 
 
