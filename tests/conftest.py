@@ -243,3 +243,17 @@ def command(capsys):
         return SimpleNamespace(code=stop.value.code or 0, out=captured.out, err=captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory, noise):
+    """Three sound pictures and some that are not."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, side in (("a.png", 80), ("b.jpg", 120), ("c.webp", 64)):
+        Image.fromarray(noise(1, side, seed=side)[0]).save(folder / name)
+    (folder / "damaged.jpg").write_bytes((folder / "b.jpg").read_bytes()[:900])
+    (folder / "text.png").write_text("<html>not found</html>")
+    (folder / "empty.png").write_bytes(b"")
+    return folder

@@ -202,15 +202,19 @@ class _PerThread:
         return self._local.made
 
 
-def _opencv(detector: str) -> Any:
+def opencv(who_needs: str, instead: str = "") -> Any:
+    """The module, or `BackendError`: "<who_needs> OpenCV, ..; <what brings it><instead>"."""
     try:
         import cv2
     except ImportError as error:
         raise BackendError(
-            f"--detector {detector}: needs OpenCV, which cannot be imported ({error}); pip install "
-            "'tkfnet-engine[faces]', or use --detector none for pictures that are face crops already"
+            f"{who_needs} OpenCV, which cannot be imported ({error}); pip install 'tkfnet-engine[faces]'{instead}"
         ) from None
     return cv2
+
+
+def _opencv(detector: str) -> Any:
+    return opencv(f"--detector {detector}: needs", ", or use --detector none for pictures that are face crops already")
 
 
 def _shrunk(cv2: Any, image: np.ndarray, side: int) -> tuple[np.ndarray, float]:

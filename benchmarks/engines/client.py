@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Runtimes read one or the other; a worker's threads are pinned to what the run states.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # glibc keeps what it is given back. Otherwise PyTorch at batch 32 takes 100,000 page faults per call and a fifth of its
-# time (605 ms instead of 480; two cores, Xeon), or far more on a day when the system is short of large pages.
+# time: 605 ms instead of 480, and 920 on another day (two cores, Xeon).
 KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 

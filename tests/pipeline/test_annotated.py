@@ -15,7 +15,7 @@ from PIL import Image
 
 from tkfnet_engine.errors import BackendError, FileError, UsageError
 from tkfnet_engine.pipeline import annotated_folder, annotated_video, annotating
-from tkfnet_engine.pipeline.annotated import CODECS, AnnotatedFolder, AnnotatedVideo, open_annotated
+from tkfnet_engine.pipeline.annotated import CODECS, AnnotatedFolder, AnnotatedVideo, is_folder
 from tkfnet_engine.pipeline.drawing import draw
 from tkfnet_engine.pipeline.results import FaceResult, Frame, FrameResult
 from tkfnet_engine.preprocess import decode_image
@@ -419,10 +419,9 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_the_name_says_which_of_the_two(tmp_path, cv2):
-    assert isinstance(open_annotated(tmp_path / "out.MP4", 30), AnnotatedVideo)
-    assert isinstance(open_annotated(tmp_path / "out"), AnnotatedFolder)
+    assert not is_folder(tmp_path / "out.MP4") and is_folder(tmp_path / "out")
     (tmp_path / "named.mp4").mkdir()
-    assert isinstance(open_annotated(tmp_path / "named.mp4"), AnnotatedFolder)
-    assert isinstance(open_annotated(f"{tmp_path}/v1.2/"), AnnotatedFolder)
+    assert is_folder(tmp_path / "named.mp4") and is_folder(f"{tmp_path}/v1.2/")
+    assert not is_folder(tmp_path / "v1.3")
     with pytest.raises(UsageError, match="or a folder"):
-        open_annotated(tmp_path / "v1.3")
+        AnnotatedVideo(tmp_path / "v1.3")

@@ -11,32 +11,22 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError, ImageError
+from ..faces import opencv
 from .results import Frame
 
 Report = Callable[[str], None]
 
+_NEEDS = "{}: videos and cameras need"
 FPS = 25.0  # of a video or camera that does not tell
 # Containers without an index only estimate how many frames they hold.
 _FEWER_FRAMES, _FEWER = 2, 0.02
-
-
-def opencv(what: str) -> Any:
-    """The module, or `BackendError`."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise BackendError(
-            f"{what}: videos and cameras need OpenCV, which cannot be imported ({error}); "
-            "pip install 'tkfnet-engine[faces]'"
-        ) from None
-    return cv2
 
 
 def opened_video(path: str, name: str, certain: bool = True) -> Any:
     """An opened `cv2.VideoCapture` of a file, or None where OpenCV opens none. certain: whether a missing OpenCV is
     an error; else the file may well be something else."""
     try:
-        cv2 = opencv(name)
+        cv2 = opencv(_NEEDS.format(name))
     except BackendError:
         if certain:
             raise
@@ -86,7 +76,7 @@ def video_frames(
 
 def camera_frames(index: int, name: str, every: int, fps: dict[str, float]) -> Iterator[Frame]:
     """One frame in `every`, RGB, until the consumer stops or the camera does. seconds: by the clock, from the first."""
-    cv2 = opencv(name)
+    cv2 = opencv(_NEEDS.format(name))
     capture = cv2.VideoCapture(index)
     try:
         if not capture.isOpened():

@@ -19,8 +19,7 @@ from .limits import Limits
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 # What nobody may do through any port: the key is known to nobody.
-_LOCKED_HTTP = "model-repository,shared-memory,trace,logging"
-_LOCKED_GRPC = "model-repository,shared-memory,trace,logging"
+_LOCKED = "model-repository,shared-memory,trace,logging"
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ def server_command(
         f"--metrics-port={ports.metrics}",
         "--http-header-forward-pattern=(?i)x-request-id",
         "--grpc-header-forward-pattern=(?i)x-request-id",
-        f"--http-restricted-api={_LOCKED_HTTP}:{key}",
-        f"--grpc-restricted-protocol={_LOCKED_GRPC}:{key}",
+        f"--http-restricted-api={_LOCKED}:{key}",
+        f"--grpc-restricted-protocol={_LOCKED}:{key}",
         "--allow-gpu-metrics=false",
         "--allow-cpu-metrics=false",
         "--log-info=false",
